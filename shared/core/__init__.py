@@ -1,0 +1,1 @@
+"""The contract that makes parts fit: specs, examples, batches, protocols, build, stages, evaluation."""

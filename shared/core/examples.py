@@ -1,0 +1,154 @@
+"""Examples and batches: the two dicts that travel from a file to a loss.
+
+An *Example* is free of any model: a data source makes it, a processor reads it. A *Batch* is what a model
+takes; only a processor makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NotRequired, TypedDict
+
+import torch
+
+from bestiary.shared.core.errors import BadDataError
+
+IGNORE_INDEX = -100
+"""The label value of tokens that carry no loss."""
+
+Mode = Literal["train", "prompt", "eval"]
+
+
+class Content(TypedDict):
+    """One piece of a chat message; ``rate`` (Hz) goes with audio, ``fps`` with video."""
+
+    type: Literal["text", "image", "audio", "video"]
+    value: Any
+    rate: NotRequired[int]
+    fps: NotRequired[float]
+
+
+class Message(TypedDict):
+    """One turn of a chat."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: list[Content]
+
+
+class Example(TypedDict, total=False):
+    """One training or evaluation example; exactly one of ``image``, ``text`` and ``messages`` is present.
+
+    Keys:
+        id: unique within its source.
+        meta: anything worth reporting (file, spacing, original shape, ...).
+        image: (C, *S) float32. label: (1, *S) int64, absent for prediction. affine: (4, 4) voxel to mm.
+        text: plain text.
+        messages: the chat, without its final answer when ``answer`` is given.
+        answer: the reference answer. verifier: the name of the verifier that scores an answer.
+    """
+
+    id: str
+    meta: dict[str, Any]
+    image: torch.Tensor
+    label: torch.Tensor
+    affine: Any
+    text: str
+    messages: list[Message]
+    answer: str
+    verifier: str
+
+
+class SegBatch(TypedDict):
+    """``image`` (B, C, *S) float32, ``label`` (B, 1, *S) int64 where known, ``ids``."""
+
+    ids: list[str]
+    image: torch.Tensor
+    label: NotRequired[torch.Tensor]
+
+
+class Media(TypedDict):
+    """Features of one modality: ``owner`` (n,) the row of each item, ``counts`` (n,) its tokens."""
+
+    features: torch.Tensor
+    owner: torch.Tensor
+    counts: torch.Tensor
+
+
+class LMBatch(TypedDict):
+    """A batch of a language model.
+
+    ``input_ids``, ``attention_mask``, ``position_ids`` (B, T) int64; ``labels`` (B, T) int64 aligned with
+    ``input_ids`` (the loss shifts, nobody else), :data:`IGNORE_INDEX` where there is no loss; ``seq_idx``
+    (B, T) int32 for packed rows or None; ``media`` by modality. Training pads right, prompts pad left.
+    """
+
+    ids: list[str]
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+    labels: torch.Tensor
+    seq_idx: torch.Tensor | None
+    media: dict[str, Media]
+
+
+Batch = SegBatch | LMBatch
+
+
+def text_message(role: str, text: str) -> Message:
+    """A message that is text alone."""
+    return {"role": role, "content": [{"type": "text", "value": text}]}  # type: ignore[typeddict-item]
+
+
+def check_example(example: Example) -> Example:
+    """Return the example unchanged, or say what is wrong with it.
+
+    Raises:
+        BadDataError: if it has no id, or not exactly one of image, text and messages, or shapes that disagree.
+    """
+    name = example.get("id")
+    if not name:
+        raise BadDataError("an example has no id")
+    kinds = [key for key in ("image", "text", "messages") if key in example]
+    if len(kinds) != 1:
+        raise BadDataError(f"example {name!r} needs exactly one of image, text and messages, has {kinds or 'none'}")
+    if kinds == ["image"] and "label" in example:
+        image, label = example["image"], example["label"]
+        if label.shape[0] != 1 or label.shape[1:] != image.shape[1:]:
+            raise BadDataError(
+                f"example {name!r}: label {tuple(label.shape)} does not fit image {tuple(image.shape)}"
+            )
+    return example
+
+
+def batch_size(batch: Batch) -> int:
+    """Rows of a batch."""
+    return len(batch["ids"])
+
+
+def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
+    """The named rows of a batch, in the order given; media items follow their owners.
+
+    Args:
+        batch: a seg or lm batch.
+        rows: row numbers.
+    """
+    index = torch.as_tensor(list(rows), dtype=torch.long)
+    out: dict[str, Any] = {}
+    for key, value in batch.items():
+        if key == "ids":
+            out[key] = [batch["ids"][r] for r in rows]
+        elif key == "media":
+            out[key] = {name: _select_media(media, index) for name, media in batch["media"].items()}  # type: ignore
+        else:
+            out[key] = value[index.to(value.device)] if isinstance(value, torch.Tensor) else value
+    return out  # type: ignore[return-value]
+
+
+def _select_media(media: Media, rows: torch.Tensor) -> Media:
+    items, owners = [], []
+    for new, row in enumerate(rows.tolist()):
+        here = (media["owner"] == row).nonzero()[:, 0]
+        items.append(here)
+        owners.append(torch.full_like(here, new))
+    index, owner = torch.cat(items), torch.cat(owners)
+    return {"features": media["features"][index], "owner": owner, "counts": media["counts"][index]}

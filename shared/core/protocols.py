@@ -1,0 +1,245 @@
+"""The few protocols that make parts fit. Nothing here is inherited; a part fits if it has these members."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from bestiary.shared.core.examples import Batch, Example, Mode
+from bestiary.shared.core.specs import DataSpec
+from bestiary.shared.core.streams import Stream
+
+
+@dataclass
+class Output:
+    """What ``Model.forward`` returns.
+
+    Attributes:
+        logits: (B, T, V) of a language model; (B, C, *S) of a segmentation net, full resolution.
+        aux_logits: lower resolutions of deep supervision, fine to coarse, without the full one.
+        hidden: last hidden states (B, T, D), where a model has them.
+        cache: the decoding cache, where a model has one.
+        aux_losses: router balancing and the like, by name; an objective adds those it knows.
+    """
+
+    logits: torch.Tensor
+    aux_logits: list[torch.Tensor] = field(default_factory=list)
+    hidden: torch.Tensor | None = None
+    cache: Any = None
+    aux_losses: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn. ``temperature`` 0 is greedy."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass
+class Rollout:
+    """What ``Model.generate`` returns, n rows for each row of the batch, row-major.
+
+    Attributes:
+        completion_ids: (B*n, T) int64, right-padded.
+        mask: (B*n, T) bool, true on the policy's own tokens (the end token included).
+        logprobs: (B*n, T) float32, log-probabilities under the distribution that was sampled from.
+        texts: decoded completions.
+        finish_reasons: ``stop`` or ``length``.
+    """
+
+    completion_ids: torch.Tensor
+    mask: torch.Tensor
+    logprobs: torch.Tensor
+    texts: list[str]
+    finish_reasons: list[str]
+
+
+@runtime_checkable
+class Processor(Protocol):
+    """Examples to a batch: the only place that knows tokenizer, template, tiling, mel and token counts."""
+
+    def __call__(self, examples: Sequence[Example], mode: Mode) -> Batch: ...
+
+
+@runtime_checkable
+class DataSource(Protocol):
+    """A data set. Made without reading data; :meth:`check` says whether the data is there.
+
+    ``part`` picks one of the source's named parts (``text`` and ``chat`` of one corpus); None is the whole.
+    """
+
+    revision: str
+    """Version or hash of the data, recorded with every number."""
+
+    def spec(self) -> DataSpec:
+        """The spec, from configuration or a plan file alone."""
+        ...
+
+    def check(self) -> None:
+        """Raise MissingDataError (with the remedy) or BadDataError before anything else is done."""
+        ...
+
+    def train_example(self, k: int, stream: Stream, part: str | None = None) -> Example:
+        """Sample k of a stream, augmentation included: a pure function of its arguments."""
+        ...
+
+    def held_out(self, split: str, part: str | None = None) -> Sequence[Example]:
+        """The ``val`` or ``test`` examples, whole and in a fixed order; read lazily where they are large."""
+        ...
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """An image or audio encoder: tokens with counts, or a pyramid ``[(B, C_i, *S_i)]``, fine to coarse."""
+
+    out_dim: int
+
+    def preprocess(self, raw: Any) -> tuple[dict[str, torch.Tensor], int]:
+        """Features of one raw item, and how many tokens it will become."""
+        ...
+
+    def forward(self, **features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (N, out_dim) of all items, and counts (n,)."""
+        ...
+
+
+@runtime_checkable
+class PyramidEncoder(Protocol):
+    """An encoder of a segmentation net.
+
+    Attributes:
+        channels: output channels of each level, fine to coarse.
+        strides: stride of each level against the one before.
+        kernel_sizes: kernel of each level.
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+    kernel_sizes: tuple[tuple[int, ...], ...]
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """(B, C, *S) to ``[(B, C_i, *S_i)]``, fine to coarse."""
+        ...
+
+
+@runtime_checkable
+class TokenMixer(Protocol):
+    """Builds the mixer of one level of a segmentation net (``kind: mixer`` in conf/backbone)."""
+
+    def build(self, dim: int, spatial_dims: int, level: int) -> nn.Module | None:
+        """A module (B, dim, *S) -> (B, dim, *S), or None where this level has no mixer."""
+        ...
+
+
+@runtime_checkable
+class LanguageBackbone(Protocol):
+    """A decoder-only language model behind one face (``kind: lm`` in conf/backbone)."""
+
+    hidden_size: int
+    tokenizer: Any
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """(B, T) int64 to (B, T, hidden_size)."""
+        ...
+
+    def new_cache(self, batch_size: int) -> Any:
+        """An empty decoding cache for ``batch_size`` rows."""
+        ...
+
+    def add_tokens(self, names: Sequence[str]) -> list[int]:
+        """Add special tokens, growing the embedding where needed; returns their ids."""
+        ...
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        seq_idx: torch.Tensor | None = None,
+        cache: Any = None,
+        logits_to_keep: int | torch.Tensor = 0,
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """Returns (logits, last hidden states, cache). ``logits_to_keep`` 0 keeps all positions."""
+        ...
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What the stage runner trains, evaluates and saves; an nn.Module with these members."""
+
+    def processor(self) -> Processor: ...
+
+    def forward(self, batch: Batch) -> Output: ...
+
+    def generate(self, batch: Batch, n: int, sampling: Sampling) -> Rollout: ...
+
+    def predict(self, inputs: Sequence[Path | str], out_dir: Path) -> list[Path]:
+        """Read the inputs, write the answers under ``out_dir``, and return the paths written."""
+        ...
+
+    def wrap_policy(self) -> set[type[nn.Module]]:
+        """Module classes that FSDP shards and activation checkpointing recomputes as one unit."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Where a loss is being computed."""
+
+    stage: str
+    step: int
+    rank: int = 0
+    world_size: int = 1
+
+
+@dataclass
+class Loss:
+    """What ``Objective.loss`` returns.
+
+    Attributes:
+        loss_sum: sum over terms, a scalar with a gradient; the runner divides by the terms of the whole step.
+        num_terms: how many terms the sum has (samples, tokens).
+        metrics: detached sums to log, each divided by ``num_terms`` over the whole step.
+    """
+
+    loss_sum: torch.Tensor
+    num_terms: torch.Tensor | float
+    metrics: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What a recipe's stage minimises."""
+
+    def loss(self, model: nn.Module, batch: Batch, ctx: StepContext) -> Loss: ...
+
+    def micro_batches(self, batch: Batch) -> list[Batch]:
+        """Split a rank's whole step into what fits; the gradients add up to those of the whole."""
+        ...
+
+
+@runtime_checkable
+class EvalProtocol(Protocol):
+    """How a model is scored: a name and version that go with every number, and the scoring itself."""
+
+    name: str
+    version: str
+
+    def __call__(self, model: nn.Module, examples: Sequence[Example]) -> dict[str, float]: ...
+
+
+Schedule = Callable[[int, int], float]
+"""(step, steps) to the factor on the learning rate."""
+
+Transform = Callable[[nn.Module], nn.Module]
+"""A ``prepare`` step: changes the module tree (LoRA, quantise, prune, freeze) and returns the model."""

@@ -1,0 +1,1 @@
+"""Data sources, assets and augmentation."""

@@ -1,0 +1,1 @@
+"""Language backbones, tokenizers and the causal language model."""

@@ -1,0 +1,1 @@
+"""Evaluation protocols, each with a version."""

@@ -1,0 +1,1 @@
+"""Modules that several networks are made of: Mamba blocks and token mixers."""

@@ -1,0 +1,1 @@
+"""Tables of published values, measured values, and their join."""

@@ -1,0 +1,1 @@
+"""Helpers for tests: tolerances by name, tiny configurations."""

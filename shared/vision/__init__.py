@@ -1,0 +1,1 @@
+"""Vision encoders, decoders and the segmentation model."""
