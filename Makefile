@@ -1,0 +1,61 @@
+# bestiary: the few commands everyone needs. `make help` lists them.
+#   PYTHON=python3.12             another interpreter for .venv (3.11 to 3.13)
+#   TORCH_INDEX=https://download.pytorch.org/whl/cpu    take torch from there (a CPU-only torch is far smaller)
+#   VENV=/path                    another environment
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help train test lint types wheel clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+
+$(VENV)/.made:
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "bestiary needs Python 3.11 to 3.13, this is %d.%d; name one with PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# torch comes first and alone, because TORCH_INDEX holds torch and little else. An existing torch is kept.
+$(VENV)/.torch: $(VENV)/.made
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch>=2.10'
+	touch $@
+
+# Stamps: a second run installs nothing unless pyproject.toml changed.
+$(VENV)/.zoo: pyproject.toml $(VENV)/.torch
+	$(PIP) install -e '.[zoo,medical]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.torch
+	$(PIP) install -e '.[dev]'
+	touch $@ $(VENV)/.zoo
+
+# Assets under 20 MB that the tests and the first training use. fetch.py itself skips what is there.
+train: $(VENV)/.zoo  ## install what is needed, fetch the small brain, train ASM-UNet on it
+	$(PY) tools/fetch.py icbm152
+	$(PY) tools/train.py +project=asm_unet
+
+test: $(VENV)/.dev  ## install what is needed, fetch assets under 20 MB, run the tests
+	$(PY) tools/fetch.py icbm152
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev  ## ruff check, ruff format --check, import-linter
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports
+
+types: $(VENV)/.dev  ## pyright
+	$(PY) -m pyright --pythonpath $(PY)
+
+wheel: $(VENV)/.dev  ## dist/bestiary-*.whl
+	rm -rf build
+	$(PY) -m build --wheel
+	rm -rf build
+
+clean:  ## remove build products and caches; .venv, runs and fetched data stay
+	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
