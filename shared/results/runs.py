@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
 import math
 import re
@@ -111,9 +112,8 @@ def summarise(plan: Plan, results: Sequence[Mapping[str, Any]]) -> list[Measurem
         for seed, result in zip(plan.seeds, results, strict=True):
             if metric.reads not in result["metrics"]:
                 have = ", ".join(sorted(result["metrics"])) or "none"
-                raise RunError(
-                    f"{plan.table.ref} {plan.row.id}, seed {seed}: no metric {metric.reads!r} in the run; it has: {have}"
-                )
+                where = f"{plan.table.ref} {plan.row.id}, seed {seed}"
+                raise RunError(f"{where}: the run has no metric {metric.reads!r}; it has: {have}")
             values.append(_finite(result["metrics"][metric.reads], f"{metric.reads} of seed {seed}"))
         measurements.append(
             _measurement(
@@ -158,10 +158,14 @@ def _call(plan: Plan) -> list[Measurement]:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise RunError(f"{plan.table.ref} {plan.row.id}: {plan.row.function} cannot be loaded: {error}") from error
+    try:
+        inspect.signature(function).bind(**plan.row.args)
+    except TypeError as error:
+        raise RunError(f"{plan.table.path}: row {plan.row.id}: args do not fit {plan.row.function}: {error}") from error
     start = time.perf_counter()
-    values = function(**plan.row.args)
+    values = function(**plan.row.args)  # {metric: number}, and data_revision if it read data
     wall = time.perf_counter() - start
-    found = []
+    found, revision = [], str(values.get("data_revision", ""))
     for metric in plan.table.metrics:
         if metric.reads not in values:
             continue  # a function may leave out what it cannot say; the cell stays "not run"
@@ -169,7 +173,7 @@ def _call(plan: Plan) -> list[Measurement]:
         extra = {
             "scope": plan.scope,
             "config_hash": "",
-            "data_revision": "",
+            "data_revision": revision,
             "torch": _torch(),
             "device": "cpu",
             "peak_gb": None,
