@@ -1,0 +1,1 @@
+"""A tutorial project: a byte-level language model, trained on text and then on chat."""

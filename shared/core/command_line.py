@@ -1,0 +1,132 @@
+"""What the scripts in tools/ share: Hydra's entry, short answers for what the user can mend, exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bestiary.shared.core.errors import ConfigError, UserError
+
+Task = Callable[[Any, dict[str, str], list[str]], None]
+
+
+def hydra_tool(name: str, task: Task) -> None:
+    """Run a script whose arguments are Hydra's, on ``conf/<name>.yaml``.
+
+    Args:
+        name: the primary config.
+        task: called with (config, choices, overrides); once a job with ``-m``.
+    """
+    sys.argv[1:] = tolerant(sys.argv[1:])
+    with short_answers():
+        _run_hydra(name, task)
+
+
+def _run_hydra(name: str, task: Task) -> None:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from bestiary.shared.core.config import conf_dir, explain, register_resolvers
+
+    register_resolvers()
+    # Hydra would print its own traceback and leave with 1; we want its exceptions.
+    full = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    failed: list[BaseException] = []
+
+    def job(cfg: Any) -> None:
+        # Hydra would print lines of its own about an exception, and -m would stop at the first: we raise it later.
+        try:
+            state = HydraConfig.get()
+            choices: Any = OmegaConf.to_container(state.runtime.choices)
+            chosen = {k: str(v) for k, v in choices.items() if "hydra/" not in k}
+            _refuse_multirun_with_many_devices(cfg, state.mode)
+            task(cfg, chosen, list(state.overrides.task))
+        except (Exception, SystemExit) as error:
+            failed.append(error)
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
+    except Exception as error:
+        if full == "1":
+            raise
+        raise explain(error, [a for a in sys.argv[1:] if "=" in a]) from error
+    if failed:
+        raise failed[0]
+
+
+def _refuse_multirun_with_many_devices(cfg: Any, mode: Any) -> None:
+    trainer = cfg.get("trainer") or {}
+    if "MULTIRUN" in str(mode) and (trainer.get("strategy") == "ddp" or trainer.get("devices", 1) not in (1, "1")):
+        raise ConfigError(
+            "-m starts each run in this process, and a run on several devices starts this command again for each: "
+            "start the runs one by one (or each under torchrun)"
+        )
+
+
+def split_arguments(name: str, arguments: Sequence[str], strict: bool = False) -> tuple[Any, list[str]]:
+    """Read ``key=value`` arguments by ``conf/<name>.yaml``, whose values are plain.
+
+    Args:
+        name: the config.
+        arguments: the command line.
+        strict: refuse keys that the config does not have, instead of returning them.
+
+    Returns:
+        The config with the arguments in it, and the arguments that belong elsewhere.
+
+    Raises:
+        ConfigError: for an argument without ``=``, a missing value, or (strict) an unknown key.
+    """
+    from omegaconf import OmegaConf
+
+    from bestiary.shared.core.build import nearest
+    from bestiary.shared.core.config import conf_dir
+
+    file = conf_dir() / f"{name}.yaml"
+    cfg: Any = OmegaConf.load(file)
+    usage = file.read_text().splitlines()[0].removeprefix("# ")
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: {usage}\n\n{file.read_text()}")
+        sys.exit(0 if arguments else 2)
+    rest: list[str] = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise ConfigError(f"{argument!r} is not key=value\nusage: {usage}")
+        if key in list(cfg):
+            # A path may hold any character: only several inputs are split, at their commas.
+            OmegaConf.update(cfg, key, value.split(",") if "," in value else value)
+        elif strict or ("." not in key and nearest(key, cfg)):
+            raise ConfigError(f"there is no key {key!r}{nearest(key, cfg)}\nusage: {usage}")
+        else:
+            rest.append(argument)
+    for key in cfg:
+        if OmegaConf.is_missing(cfg, key):
+            raise ConfigError(f"{key}= is missing\nusage: {usage}")
+    return cfg, rest
+
+
+def tolerant(arguments: Sequence[str]) -> list[str]:
+    """``project=x`` and ``experiment=x`` mean ``+project=x`` and ``+experiment=x``; everything else is kept."""
+    return [f"+{a}" if a.startswith(("project=", "experiment=")) else a for a in arguments]
+
+
+class short_answers:  # noqa: N801 - reads as a statement: with short_answers():
+    """Prints a UserError's message and leaves with its exit code; every other exception keeps its traceback."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, UserError):
+            sys.stdout.flush()
+            print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
+            sys.exit(error.exit_code)
+        if isinstance(error, OSError) and error.errno == 28:
+            print(f"{os.path.basename(sys.argv[0])}: the disk is full ({error.filename or 'while writing'}); "
+                  "make room and start the same command again: it goes on from its last checkpoint", file=sys.stderr)
+            sys.exit(2)

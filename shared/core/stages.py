@@ -1,0 +1,317 @@
+"""run_stages: a folder per stage; done ones are skipped, a begun one goes on, and a killed one loses little."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.profilers import SimpleProfiler
+from omegaconf import DictConfig
+from torch import nn
+from torch.utils.data import DataLoader
+
+from bestiary.shared.core.build import build, nearest, to_plain
+from bestiary.shared.core.callbacks import Checkpoint, HeldOut, Log, Progress
+from bestiary.shared.core.checkpoint import (
+    Structure,
+    apply_prepare,
+    build_model,
+    find_checkpoint,
+    load_structure,
+    load_weights,
+    save_checkpoint,
+    write_json,
+)
+from bestiary.shared.core.errors import ConfigError
+from bestiary.shared.core.evaluate import evaluate_all
+from bestiary.shared.core.loader import Blend, RankSteps, StreamDataset, train_loader
+from bestiary.shared.core.loggers import MetricsFile, WandbLog
+from bestiary.shared.core.module import BestiaryModule
+from bestiary.shared.core.prepare import set_trainable
+from bestiary.shared.core.protocols import DataSource
+from bestiary.shared.core.runs import Run
+from bestiary.shared.core.schedules import Constant
+from bestiary.shared.core.specs import DataSpec
+from bestiary.shared.core.streams import Stream
+
+
+@dataclass
+class Stage:
+    """One stage of a recipe; the keys of ``recipe.stages.<name>``.
+
+    Attributes:
+        objective: node of the objective.
+        optim: node of the optimiser (built with the parameter groups).
+        steps: optimiser steps.
+        batch_size: samples a step, over all ranks and micro-batches.
+        data: ``{part: NAME}`` of the run's data set, or null for the whole.
+        blend: name to ``{dataset: node or null (the run's), part, weight}``; instead of ``data``.
+        schedule: node of the learning-rate schedule, or null for constant.
+        trainable: globs of parameters that are trained. prepare: nodes applied before the stage.
+        no_decay: globs of parameters without weight decay. clip: largest gradient norm, or null.
+        max_len: longest sequence in tokens, or null. evaluate: names from recipe.evaluations.
+        num_workers: processes that make examples; 0 makes them in the training process.
+        max_bad_steps: steps with a loss that is not finite, after which the run ends.
+    """
+
+    objective: dict[str, Any]
+    optim: dict[str, Any]
+    steps: int
+    batch_size: int
+    data: dict[str, Any] | None = None
+    blend: dict[str, Any] | None = None
+    schedule: dict[str, Any] | None = None
+    trainable: list[str] = field(default_factory=lambda: ["*"])
+    prepare: list[dict[str, Any]] = field(default_factory=list)
+    no_decay: list[str] = field(default_factory=list)
+    clip: float | None = None
+    max_len: int | None = None
+    evaluate: list[str] = field(default_factory=list)
+    num_workers: int = 0
+    max_bad_steps: int = 10
+
+    @classmethod
+    def read(cls, name: str, node: Any) -> Stage:
+        """Read and check one stage.
+
+        Raises:
+            ConfigError: for an unknown, missing or impossible value.
+        """
+        values = to_plain(node)
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"recipe.stages.{name} has no key {key!r}{nearest(key, known)}")
+        for key in ("objective", "optim", "steps", "batch_size"):
+            if values.get(key) is None:
+                raise ConfigError(f"recipe.stages.{name}.{key} is missing")
+        stage = cls(**values)
+        if stage.steps < 1 or stage.batch_size < 1:
+            raise ConfigError(f"recipe.stages.{name}: steps and batch_size must be at least 1")
+        if stage.data and stage.blend:
+            raise ConfigError(f"recipe.stages.{name} has both data and blend; give one")
+        return stage
+
+
+def read_stages(cfg: DictConfig) -> dict[str, Stage]:
+    """The stages that will run, in order, with the debug caps applied last."""
+    debug = dict(cfg.get("debug") or {})
+    stages = {name: Stage.read(name, cfg.recipe.stages[name]) for name in cfg.recipe.run}
+    for stage in stages.values():
+        stage.steps = min(stage.steps, debug.get("max_steps") or stage.steps)
+        stage.batch_size = min(stage.batch_size, debug.get("max_batch") or stage.batch_size)
+    return stages
+
+
+@dataclass
+class Setting:
+    """What all stages of a run share."""
+
+    cfg: DictConfig
+    run: Run
+    source: DataSource
+    spec: DataSpec
+    evaluations: dict[str, tuple[Any, str | None]]
+    metrics: MetricsFile
+    wandb: WandbLog | None = None
+
+    @property
+    def debug(self) -> dict[str, Any]:
+        """The debug node, empty for a real run."""
+        return dict(self.cfg.get("debug") or {})
+
+
+def read_evaluations(cfg: DictConfig) -> dict[str, tuple[Any, str | None]]:
+    """Build the protocols of ``recipe.evaluations``: name to (protocol, part)."""
+    nodes = to_plain(cfg.recipe.get("evaluations") or {})
+    return {name: (build(node["protocol"]), node.get("part")) for name, node in nodes.items()}
+
+
+def run_stages(setting: Setting) -> tuple[nn.Module, Structure]:
+    """Run the recipe's stages, and return the model after the last.
+
+    Each stage starts from the files of the one before, in an unbroken run as in a resumed one.
+    """
+    previous: Path | None = None
+    init_from = setting.cfg.init_from
+    if init_from:
+        previous = find_checkpoint(init_from)
+    for name, stage in read_stages(setting.cfg).items():
+        folder = setting.run.stages / name
+        if (folder / "DONE").is_file():
+            print(f"stage {name}: done before", flush=True)
+        else:
+            _run_stage(setting, name, stage, folder, previous)
+        previous = folder
+    assert previous is not None
+    structure = load_structure(previous)
+    model = build_model(structure)
+    load_weights(model, previous)
+    return model.eval(), structure
+
+
+def first_structure(setting: Setting) -> Structure:
+    """The structure of a model that starts from nothing."""
+    config = setting.run.config
+    return Structure(
+        project=config["project"]["name"],
+        choices=setting.run.choices,
+        overrides=setting.run.overrides,
+        spec=setting.spec.to_dict(),
+        parts={name: config.get(name) or None for name in ("model", "encoder", "backbone")},
+        seed=config["seed"],
+    )
+
+
+def model_before(setting: Setting, stage: Stage, previous: Path | None) -> tuple[nn.Module, Structure]:
+    """The model a stage begins with: the checkpoint before it (or fresh weights), and its own prepare steps."""
+    structure = first_structure(setting) if previous is None else load_structure(previous)
+    model = build_model(structure)
+    if previous is not None:
+        load_weights(model, previous)
+    for node in stage.prepare:
+        model = apply_prepare(model, node, structure.seed, len(structure.prepare))
+        structure.prepare.append(node)
+    return model, structure
+
+
+def _run_stage(setting: Setting, name: str, stage: Stage, folder: Path, previous: Path | None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    model, structure = model_before(setting, stage, previous)
+    set_trainable(model, stage.trainable)
+    module = make_module(setting, name, stage, model)
+    last = folder / "last.ckpt"
+    module.make_loader = partial(make_loader, setting, name, stage, model)
+    trainer, log = make_trainer(setting, stage, last)
+    if last.is_file():
+        print(f"stage {name}: goes on from its last checkpoint", flush=True)
+    trainer.fit(module, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    if trainer.is_global_zero:
+        model = model.to("cpu")
+        values = score(setting, stage, model)
+        log.write(name, stage.steps, values)
+        save_checkpoint(folder, model, structure)
+        write_json(folder / "metrics.json", values)
+        write_json(folder / "DONE", {"steps": stage.steps})
+        last.unlink(missing_ok=True)
+    trainer.strategy.barrier()
+
+
+def make_module(setting: Setting, name: str, stage: Stage, model: nn.Module) -> BestiaryModule:
+    """The project's LightningModule around a model, for one stage."""
+    target = module_class(setting.cfg)
+    return target(
+        model,
+        build(stage.objective, model=model),
+        build({**stage.optim, "_partial_": True}),
+        build(stage.schedule) if stage.schedule else Constant(),
+        stage=name,
+        steps=stage.steps,
+        seed=setting.cfg.seed,
+        clip=stage.clip,
+        no_decay=tuple(stage.no_decay),
+        max_bad_steps=stage.max_bad_steps,
+    )
+
+
+def module_class(cfg: DictConfig) -> type[BestiaryModule]:
+    """The project's LightningModule class, named by ``project.module``."""
+    from bestiary.shared.core.build import resolve_target
+
+    target = resolve_target(cfg.project.module, "project.module")
+    if not (isinstance(target, type) and issubclass(target, BestiaryModule)):
+        raise ConfigError(f"project.module: {cfg.project.module} is not a BestiaryModule")
+    return target
+
+
+def make_loader(
+    setting: Setting, name: str, stage: Stage, model: nn.Module, start: int, rank: int, world_size: int
+) -> DataLoader:
+    """The loader of one rank's share of a stage's steps, from step ``start`` on."""
+    source = setting.source
+    if stage.blend:
+        source = Blend(
+            [
+                (build(entry["dataset"]) if entry.get("dataset") else source, entry.get("part"), entry.get("weight", 1))
+                for entry in stage.blend.values()
+            ]
+        )
+        source.check()
+    repeat = stage.batch_size if setting.debug.get("repeat_batch") else None
+    dataset = StreamDataset(
+        source, Stream(setting.cfg.seed, name, stage.batch_size), (stage.data or {}).get("part"), repeat
+    )
+    processor = model.processor(**({"max_len": stage.max_len} if stage.max_len else {}))  # type: ignore[operator]
+    sampler = RankSteps(stage.steps, stage.batch_size, rank, world_size, start)
+    return train_loader(dataset, sampler, processor, stage.num_workers)
+
+
+def make_trainer(setting: Setting, stage: Stage, last: Path) -> tuple[pl.Trainer, Log]:
+    """The Lightning Trainer of one stage, and the callback that writes its metrics."""
+    options, debug = setting.cfg.callbacks, setting.debug
+    log = Log(setting.metrics, setting.wandb, options.log_every_steps)
+    callbacks: list[pl.Callback] = [log]
+    if options.eval_every_steps and stage.evaluate:
+        callbacks.append(HeldOut(partial(score, setting, stage), log, options.eval_every_steps))
+    callbacks.append(Progress(options.log_every_steps))
+    callbacks.append(Checkpoint(last, options.save_every_steps, options.save_every_minutes))
+    profiler = None
+    if debug.get("profiler") == "simple":
+        profiler = SimpleProfiler(dirpath=str(setting.run.folder), filename="profile")
+    node = to_plain(setting.cfg.trainer)
+    if node.get("precision") == "auto":
+        node["precision"] = auto_precision(node.get("accelerator", "auto"))
+    if str(node["precision"]).startswith("16-mixed"):
+        raise ConfigError("trainer.precision=16-mixed needs a loss scale, which is not built; use bf16-mixed or 32-true")
+    quiet_lightning()
+    trainer = build(
+        node,
+        callbacks=callbacks,
+        logger=False,
+        profiler=profiler,
+        max_epochs=1,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=str(setting.run.folder),
+    )
+    return trainer, log
+
+
+def quiet_lightning() -> None:
+    """Keep Lightning's banners, advertisements and known-harmless warnings out of what a user reads."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        r".*isinstance\(treespec, LeafSpec\).*",
+        r".*does not have many workers.*",
+        r".*You're resuming from a checkpoint that ended before the epoch ended.*",
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*GPU available but not used.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def auto_precision(accelerator: str) -> str:
+    """bf16-mixed on a GPU that computes in it, else 32-true."""
+    gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def score(setting: Setting, stage: Stage, model: nn.Module) -> dict[str, float]:
+    """The stage's evaluations on the validation part."""
+    chosen = {}
+    for name in stage.evaluate:
+        if name not in setting.evaluations:
+            raise ConfigError(f"evaluate names {name!r}; recipe.evaluations has {', '.join(setting.evaluations)}")
+        chosen[name] = setting.evaluations[name]
+    return evaluate_all(model, setting.source, chosen, "val", setting.debug.get("max_held_out"))

@@ -1,0 +1,90 @@
+"""Protocols for language models: bits per byte, and answers by exact match."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bestiary.shared.core.examples import Example
+from bestiary.shared.core.protocols import Sampling
+from bestiary.shared.language.causal_lm import move
+
+
+class BitsPerByte:
+    """Compression of held-out text: total negative log-likelihood in bits over total UTF-8 bytes.
+
+    A text is cut into windows of ``window`` tokens that do not overlap; the first token of each is not predicted, and
+    its bytes count all the same, so a shorter window scores worse, never better.
+
+    Args:
+        window: tokens a window.
+        batch_size: windows at once.
+    """
+
+    name = "bits_per_byte"
+    version = "1"
+
+    def __init__(self, window: int = 256, batch_size: int = 16):
+        self.window, self.batch_size = window, batch_size
+
+    def __call__(self, model: nn.Module, examples: Sequence[Example]) -> dict[str, float]:
+        """``bits_per_byte`` and the ``bytes`` it rests on."""
+        tokenizer: Any = model.backbone.tokenizer  # type: ignore[union-attr]
+        device = next(model.parameters()).device
+        windows, total_bytes, bits = [], 0, 0.0
+        for example in examples:
+            ids = tokenizer.encode(example["text"])
+            total_bytes += len(example["text"].encode())
+            windows += [ids[i : i + self.window] for i in range(0, len(ids), self.window)]
+        for start in range(0, len(windows), self.batch_size):
+            rows = windows[start : start + self.batch_size]
+            width = max(len(r) for r in rows)
+            ids = torch.tensor([r + [tokenizer.pad_id] * (width - len(r)) for r in rows])
+            mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows])
+            batch = {
+                "ids": [""] * len(rows),
+                "input_ids": ids,
+                "attention_mask": mask,
+                "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+                "labels": ids,
+                "seq_idx": None,
+                "media": {},
+            }
+            logits = model(move(batch, device)).logits.float().cpu()
+            losses = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+            bits += float((losses.double() * mask[:, 1:].flatten()).sum()) / math.log(2)
+        return {"bits_per_byte": bits / max(total_bytes, 1), "bytes": float(total_bytes)}
+
+
+class ExactMatch:
+    """Share of chat prompts whose greedy answer equals the reference, white space at the ends aside.
+
+    Args:
+        max_new_tokens: longest answer.
+        batch_size: prompts at once.
+    """
+
+    name = "exact_match"
+    version = "1"
+
+    def __init__(self, max_new_tokens: int = 32, batch_size: int = 32):
+        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+
+    def __call__(self, model: nn.Module, examples: Sequence[Example]) -> dict[str, float]:
+        """``exact_match`` between 0 and 1, and the number of prompts."""
+        process: Any = model.processor()  # type: ignore[operator]
+        device = next(model.parameters()).device
+        right = 0
+        for start in range(0, len(examples), self.batch_size):
+            chunk = list(examples[start : start + self.batch_size])
+            batch = move(process(chunk, "prompt"), device)
+            rollout = model.generate(batch, 1, Sampling(self.max_new_tokens))  # type: ignore[operator]
+            right += sum(
+                text.strip() == example["answer"].strip() for text, example in zip(rollout.texts, chunk, strict=True)
+            )
+        return {"exact_match": right / len(examples), "prompts": float(len(examples))}

@@ -1,0 +1,22 @@
+"""Evaluate: python tools/eval_model.py checkpoint=RUN_OR_STAGE_FOLDER [split=test] [dataset.root=… key=value …]."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+from bestiary.shared.core.command_line import short_answers, split_arguments
+
+
+def main() -> None:
+    """Score a checkpoint with its run's own protocols; arguments that conf/eval.yaml does not have change the run's
+    stored config."""
+    cfg, overrides = split_arguments("eval", sys.argv[1:])
+    from bestiary.shared.core.train import evaluate_checkpoint
+
+    evaluate_checkpoint(cfg, overrides)
+
+
+if __name__ == "__main__":
+    with short_answers():
+        main()
