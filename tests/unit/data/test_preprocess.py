@@ -1,0 +1,95 @@
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from bestiary.shared.core.errors import BadDataError, ConfigError, MissingDataError
+from bestiary.shared.data import preprocess as pre
+
+AFFINE = np.array([[-0.5, 0, 0, 10], [0, 0.6, 0, -20], [0, 0, 3.0, 5], [0, 0, 0, 1.0]])
+
+
+def test_volumes_are_read_zyx_and_labels_written_back(tmp_path):
+    data = np.arange(24).reshape(2, 3, 4).astype(np.int16)
+    nib.save(nib.Nifti1Image(data, AFFINE), tmp_path / "a.nii.gz")
+    array, header = pre.read_volume(tmp_path / "a.nii.gz")
+    assert array.shape == header.shape == (4, 3, 2)
+    assert header.spacing == pytest.approx((3.0, 0.6, 0.5))
+    assert array[3, 1, 0] == data[0, 1, 3]
+    np.testing.assert_allclose(header.affine @ [3, 1, 0, 1], AFFINE @ [0, 1, 3, 1])
+    pre.write_label(tmp_path / "b.nii.gz", array.astype(np.int64), header)
+    back = nib.load(tmp_path / "b.nii.gz")
+    np.testing.assert_array_equal(np.asarray(back.dataobj), data)
+    np.testing.assert_allclose(back.affine, AFFINE, atol=1e-6)
+
+
+def test_two_dimensional_files(tmp_path):
+    nib.save(nib.Nifti1Image(np.ones((2, 3, 1), np.float32), np.eye(4)), tmp_path / "a.nii")
+    array, header = pre.read_volume(tmp_path / "a.nii", 2)
+    assert array.shape == (3, 2)
+    pre.write_label(tmp_path / "b.nii", array.astype(np.int64), header)
+    assert nib.load(tmp_path / "b.nii").shape == (2, 3)
+
+
+def test_bad_files_are_named(tmp_path):
+    with pytest.raises(MissingDataError, match="none.nii"):
+        pre.read_volume(tmp_path / "none.nii")
+    (tmp_path / "text.nii.gz").write_text("hello")
+    with pytest.raises(BadDataError, match="text.nii.gz"):
+        pre.read_volume(tmp_path / "text.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros((2, 2, 2, 2), np.float32), np.eye(4)), tmp_path / "four.nii")
+    with pytest.raises(BadDataError, match="4 axes"):
+        pre.read_header(tmp_path / "four.nii")
+    nib.save(nib.Nifti1Image(np.full((2, 2, 2), np.nan, np.float32), np.eye(4)), tmp_path / "nan.nii")
+    with pytest.raises(BadDataError, match="NaN"):
+        pre.read_volume(tmp_path / "nan.nii")
+    noise = np.random.default_rng(0).normal(size=(30, 30, 30))
+    nib.save(nib.Nifti1Image(noise, np.eye(4)), tmp_path / "cut.nii.gz")
+    whole = (tmp_path / "cut.nii.gz").read_bytes()
+    (tmp_path / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadDataError, match="cut.nii.gz"):
+        pre.read_volume(tmp_path / "cut.nii.gz")
+
+
+def test_normalisation():
+    out = pre.normalize(np.array([0.0, 1.0, 3.0]), pre.ZSCORE)
+    np.testing.assert_allclose(out, [0, -1, 1])
+    ct = {"scheme": "ct", "lower": -10, "upper": 10, "mean": 2, "std": 4}
+    np.testing.assert_allclose(pre.normalize(np.array([-50.0, 6.0, 50.0]), ct), [-3, 1, 2])
+    np.testing.assert_array_equal(pre.normalize(np.zeros(3), pre.ZSCORE), np.zeros(3))
+    with pytest.raises(ConfigError):
+        pre.normalize(np.zeros(3), {"scheme": "ct", "mean": 1})
+
+
+def test_resampling_keeps_the_field_of_view():
+    ramp = np.broadcast_to(np.arange(16.0)[:, None, None], (16, 4, 4))[None]
+    half = pre.resample_image(ramp, (8, 4, 4))
+    assert half.shape == (1, 8, 4, 4)
+    np.testing.assert_allclose(half[0, 2:-2, 0, 0], np.arange(8)[2:-2] * 2 + 0.5, atol=0.05)
+    label = (np.arange(16) >= 8).astype(np.int16)[:, None, None] * np.ones((1, 4, 4), np.int16) * 5
+    fine = pre.resample_label(label, (32, 4, 4))
+    assert sorted(np.unique(fine)) == [0, 5]
+    assert (fine == 5).sum() == 16 * 16
+    assert fine.dtype == np.int16
+
+
+def test_thick_slices_are_repeated_and_not_blended():
+    assert pre.coarse_axis((5.0, 1.0, 1.0)) == 0
+    assert pre.coarse_axis((3.0, 1.0, 1.0)) is None
+    image = np.random.default_rng(0).normal(size=(1, 3, 4, 4))
+    out = pre.resample_image(image, (6, 4, 4), coarse_axis=0)
+    np.testing.assert_allclose(out[0, 0], image[0, 0], atol=1e-6)
+    np.testing.assert_allclose(out[0, 1], image[0, 0], atol=1e-6)
+
+
+def test_shapes_and_tolerance():
+    assert pre.target_shape((10, 10), (1.0, 2.0), (2.0, 1.0)) == (5, 20)
+    assert not pre.needs_resampling((1.0, 1.009), (1.0, 1.0))
+    assert pre.needs_resampling((1.0, 1.02), (1.0, 1.0))
+
+
+def test_argmax_on_another_grid_equals_interpolating_all_at_once():
+    logits = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    want = torch.nn.functional.interpolate(logits[None], size=(8, 7, 6), mode="trilinear")[0].argmax(0)
+    assert torch.equal(pre.resampled_argmax(logits, (8, 7, 6)), want)
+    assert torch.equal(pre.resampled_argmax(logits, (4, 5, 6)), logits.argmax(0))
