@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -124,7 +124,7 @@ def backend_report() -> dict[str, dict[str, Any]]:
     return report
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load(target: str) -> Callable[..., Any]:
     module, name = target.split(":")
     return getattr(import_module(module), name)

@@ -46,7 +46,7 @@ def causal_conv1d_ref(
             out = F.silu(out)
     if reverse:
         out = out.flip(2)
-    if scan_order is not None:
+    if inverse is not None:
         out = gather_tokens(out.transpose(1, 2), inverse, scan_order, backend="reference").transpose(1, 2)
     out = out.to(dtype_out)
     if not return_final_states and final_states_out is None:

@@ -145,7 +145,10 @@ class _ChunkedScan(torch.autograd.Function):
             # aliases, because one input may be a function of another and only the direct gradient is wanted here
             inputs = [t.view_as(t) for t in (u, dt, A, B, C, h0)]
             wanted = [t for t, need in zip(inputs, ctx.needs_input_grad, strict=False) if need and t.requires_grad]
-            found = iter(torch.autograd.grad(recurrence(*inputs, keep), wanted, (dy, dh), create_graph=True))
+            outputs = recurrence(*inputs, keep_LB=keep)
+            pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
+            outputs, into = zip(*pairs, strict=True)
+            found = iter(torch.autograd.grad(outputs, wanted, into, create_graph=True))
             return *(next(found) if any(t is w for w in wanted) else None for t in inputs), None
         return *_chunked_gradient(u, dt, A, B, C, [h0, *starts], keep, dy, dh), None
 

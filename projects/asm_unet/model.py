@@ -35,7 +35,7 @@ class ASMUNet(SegUNet):
         strides: one number or tuple per level.
         kernel_sizes: one number or tuple per level.
         convs_per_stage: a pair (encoder, decoder), each one number or one per level (the decoder has one level
-            less; coarse to fine).
+            less; coarse to fine). A single number is for both.
         asm_min_channels: a level has a block when its channels exceed this number (strictly).
         asm_in_decoder: blocks in the decoder too.
         num_groups: as :class:`~bestiary.projects.asm_unet.adaptive_scan.AdaptiveScanMamba`.
@@ -62,7 +62,7 @@ class ASMUNet(SegUNet):
         features: Sequence[int],
         strides: Sequence[PerAxis],
         kernel_sizes: Sequence[PerAxis],
-        convs_per_stage: Sequence[int | Sequence[int]] = (2, 2),
+        convs_per_stage: int | Sequence[int | Sequence[int]] = (2, 2),
         asm_min_channels: int = 64,
         asm_in_decoder: bool = False,
         num_groups: int = 3,
@@ -77,7 +77,9 @@ class ASMUNet(SegUNet):
         residual: bool = False,
         checkpoint: bool = False,
     ) -> None:
-        if isinstance(convs_per_stage, int) or len(convs_per_stage) != 2:
+        if isinstance(convs_per_stage, int):
+            convs_per_stage = (convs_per_stage, convs_per_stage)
+        if len(convs_per_stage) != 2:
             raise ConfigError(f"convs_per_stage must be a pair (encoder, decoder), got {convs_per_stage}")
         mixer = AdaptiveScan(
             min_channels=asm_min_channels,

@@ -53,12 +53,12 @@ class Mamba(nn.Module):
         bias: bool = False,
     ) -> None:
         super().__init__()
-        self.d_model, self.d_state, self.d_conv = d_model, d_state, d_conv
+        self.d_model, self.d_state, self.d_conv, self.conv_bias = d_model, d_state, d_conv, conv_bias
         self.d_inner = int(expand * d_model)
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias)
         self._add_branch("", conv_bias)
-        _init_dt(self.dt_proj, self.dt_rank, dt_min, dt_max, dt_init_floor)
+        _init_dt(self.get_submodule("dt_proj"), self.dt_rank, dt_min, dt_max, dt_init_floor)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
 
     def _add_branch(self, suffix: str, conv_bias: bool) -> None:
@@ -137,8 +137,8 @@ class SlicedMamba(Mamba):
         if num_slices < 1:
             raise ValueError(f"num_slices must be at least 1, not {num_slices}")
         self.num_slices = num_slices
-        self._add_branch("_b", self.conv1d.bias is not None)
-        self._add_branch("_s", self.conv1d.bias is not None)
+        self._add_branch("_b", self.conv_bias)
+        self._add_branch("_s", self.conv_bias)
 
     def _mix(self, x_BLE: torch.Tensor) -> torch.Tensor:
         # each branch is gated by its own equally permuted z, so the sum can be gated once (in forward)
@@ -193,8 +193,9 @@ class MambaStack(nn.Module):
         return tokens_BLD
 
 
-def _init_dt(dt_proj: nn.Linear, rank: int, dt_min: float, dt_max: float, floor: float) -> None:
+def _init_dt(dt_proj: nn.Module, rank: int, dt_min: float, dt_max: float, floor: float) -> None:
     """Weight uniform in +-rank^-0.5; bias such that softplus(bias) is log-uniform in [dt_min, dt_max]."""
+    assert isinstance(dt_proj, nn.Linear)
     with torch.no_grad():
         dt_proj.weight.uniform_(-(rank**-0.5), rank**-0.5)
         low, high = math.log(dt_min), math.log(dt_max)

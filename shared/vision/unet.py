@@ -318,9 +318,11 @@ def init_convolutions(module: nn.Module) -> None:
     kinds = (*_CONV.values(), *_TRANSPOSED.values())
     for part in module.modules():
         if isinstance(part, kinds):
-            nn.init.kaiming_normal_(part.weight, a=0.01)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
+            for name, parameter in part.named_parameters(recurse=False):
+                if name == "weight":
+                    nn.init.kaiming_normal_(parameter, a=0.01)
+                else:
+                    nn.init.zeros_(parameter)
 
 
 def _per_level(name: str, values: Sequence[PerAxis], axes: int) -> tuple[tuple[int, ...], ...]:
