@@ -15,6 +15,7 @@ import argparse
 import fnmatch
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,22 +82,28 @@ def recipes(root: Path) -> list[Entry]:
 
 
 def datasets(root: Path) -> list[Entry]:
-    return [entry | presence(read_yaml(path)) for path, entry in group(root, "dataset")]
+    return [entry | presence(path) for path, entry in group(root, "dataset")]
 
 
-def presence(config: dict[str, Any]) -> Entry:
+def presence(path: Path) -> Entry:
     """Whether a data set is there, and how to get it.
 
-    A dataset config names an `asset:` (fetched), or a `root:` (the user's own copy), or neither (generated).
+    A dataset config names an `asset:` or, in its comments, the fetch command; or a `root:` (the user's own copy, with
+    how to `request:` it); or nothing (it is generated).
     """
-    if config.get("asset"):
-        names = config["asset"] if isinstance(config["asset"], list) else [config["asset"]]
-        missing = [name for name in names if not asset_present(name)]
+    config = read_yaml(path)
+    named = config.get("asset") or re.findall(r"^#.*tools/fetch\.py ([\w-]+)", path.read_text(encoding="utf-8"), re.M)
+    if named:
+        missing = [name for name in ([named] if isinstance(named, str) else named) if not asset_present(name)]
         how = f"python tools/fetch.py {' '.join(missing)}" if missing else None
         return {"present": not missing, "get": how}
     if config.get("root"):
-        folder = data_folder(str(config["root"]))
-        return {"present": folder.is_dir(), "get": None if folder.is_dir() else f"put your copy in {folder}"}
+        text = str(config["root"])
+        if text == "???":
+            return {"present": False, "get": "your own: set dataset.root"}
+        folder = data_folder(text)
+        request = f"; how to request it: conf/dataset/{path.name}" if config.get("request") else ""
+        return {"present": folder.is_dir(), "get": None if folder.is_dir() else f"put your copy in {folder}{request}"}
     return {"present": True, "get": None}
 
 

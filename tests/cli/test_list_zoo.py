@@ -34,7 +34,9 @@ def tree(tmp_path):
         "conf/encoder/vit.yaml": "# @package _global_\n# vit: a ViT: small\n_target_: x\n",
         "conf/backbone/asm.yaml": "# adaptive scan\nkind: mixer\n",
         "conf/dataset/brain.yaml": "# a brain\nasset: no_such_asset\n",
-        "conf/dataset/own.yaml": "# your own\nroot: ${paths.data}/own\n",
+        "conf/dataset/any.yaml": "# any\nroot: ???\n",
+        "conf/dataset/mri.yaml": "# an MRI\n# Get it with: python tools/fetch.py no_such_mri\n_target_: x\n",
+        "conf/dataset/own.yaml": "# your own\nroot: ${paths.data}/own\nrequest: |\n  ask\n",
         "conf/dataset/toy.yaml": "# generated\n_target_: x\n",
         "conf/recipe/sft.yaml": "key: 1  # not a description\n",
         "conf/experiment/beta/row1.yaml": "# @package _global_\n# python tools/train.py +experiment=beta/row1\n",
@@ -60,9 +62,11 @@ def test_everything_is_read(module, tree, monkeypatch):
 
 def test_datasets_say_how_to_get_them(module, tree, monkeypatch):
     monkeypatch.setenv("BESTIARY_DATA", str(tree / "data"))
-    brain, own, toy = module.zoo(tree, ("datasets",))["datasets"]
+    any_, brain, mri, own, toy = module.zoo(tree, ("datasets",))["datasets"]
     assert (brain["present"], brain["get"]) == (False, "python tools/fetch.py no_such_asset")
-    assert (own["present"], own["get"]) == (False, f"put your copy in {tree / 'data' / 'data' / 'own'}")
+    assert (any_["present"], any_["get"]) == (False, "your own: set dataset.root")
+    assert (mri["present"], mri["get"]) == (False, "python tools/fetch.py no_such_mri")
+    assert own["get"] == f"put your copy in {tree / 'data' / 'data' / 'own'}; how to request it: conf/dataset/own.yaml"
     assert (toy["present"], toy["get"]) == (True, None)
     (tree / "data" / "data" / "own").mkdir(parents=True)
     assert module.zoo(tree, ("datasets",), ["own"])["datasets"][0]["present"]

@@ -180,6 +180,22 @@ def unmatched_projects(root: Path) -> list[str]:
     return sorted((folders | configs | metafiles) - (folders & configs & metafiles))
 
 
+def false_defaults(root: Path) -> list[str]:
+    """What a metafile says of its project's default selection, and conf/project/ says otherwise."""
+    yaml = pytest.importorskip("yaml")
+    found = []
+    for path in sorted((root / "projects").glob("*/metafile.yaml")):
+        config = root / "conf" / "project" / f"{path.parent.name}.yaml"
+        if not config.exists():
+            continue  # unmatched_projects says so
+        chosen = {}
+        for item in yaml.safe_load(config.read_text()).get("defaults") or []:
+            chosen |= {k.removeprefix("override").strip().lstrip("/"): v for k, v in item.items()}
+        said = yaml.safe_load(path.read_text()).get("default") or {}
+        found += [f"{path.parent.name}: {k} is {chosen.get(k)}, not {v}" for k, v in said.items() if chosen.get(k) != v]
+    return found
+
+
 def foreign_kernels(root: Path, env: dict[str, str], *how: str) -> list[str]:
     """Rule 2: after transformers' probe, is there a module `kernels` that is a file of ours?"""
     result = subprocess.run(
@@ -237,7 +253,7 @@ PLANTED = [
     (unmatched_projects, "projects/lonely/metafile.yaml", "title: x\n"),
     (unmatched_projects, "conf/project/lonely.yaml", "# @package _global_\n"),
 ]
-CHECKERS = [*dict.fromkeys(checker for checker, _, _ in PLANTED)]
+CHECKERS = [false_defaults, *dict.fromkeys(checker for checker, _, _ in PLANTED)]
 
 
 @pytest.mark.parametrize("checker", CHECKERS, ids=lambda c: c.__name__)
@@ -256,6 +272,16 @@ def test_planted_violation_is_caught(checker, path, text, tmp_path):
     (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / path).write_text(text)
     assert len(checker(tmp_path)) == 1
+
+
+def test_a_false_default_is_caught(tmp_path):
+    for name, text in {
+        "projects/x/metafile.yaml": "default: {backbone: b, dataset: c}\n",
+        "conf/project/x.yaml": "defaults:\n  - override /backbone: a\n  - override /dataset: c\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+    assert false_defaults(tmp_path) == ["x: backbone is a, not b"]
 
 
 def test_arrows_point_one_way(root, clean_env):
