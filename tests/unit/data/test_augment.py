@@ -45,7 +45,7 @@ def test_nothing_drawn_reads_the_patch_alone():
         sizes.append(size)
         return reader((12, 11, 10))(size)
 
-    image, label = Augment(strength=0, mirror_axes=())(read, (12, 11, 10), np.random.default_rng(0))
+    image, _ = Augment(strength=0, mirror_axes=())(read, (12, 11, 10), np.random.default_rng(0))
     assert sizes == [(12, 11, 10)]
     np.testing.assert_array_equal(image.numpy(), reader((12, 11, 10))((12, 11, 10))[0])
 

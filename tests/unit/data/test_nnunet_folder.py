@@ -129,7 +129,7 @@ def test_the_revision_follows_the_files(root):
 
 def test_folds_and_split_files(root, tmp_path):
     folds = [source(root, fold=f).case_ids("val") for f in range(3)]
-    assert sorted(sum(folds, [])) == CASES
+    assert sorted(case for fold in folds for case in fold) == CASES
     assert set(folds[0]).isdisjoint(source(root).case_ids("train"))
     split = tmp_path / "split.json"
     split.write_text(json.dumps({"train": ["case0"], "test": ["case1"]}))

@@ -1,0 +1,168 @@
+"""Scores of segmentations: Dice, 95 % Hausdorff distance and normalised surface Dice, case by case.
+
+The surface metrics are MONAI's. A rule says what an absent class means, and it is part of the protocol: numbers under
+different rules must not be compared.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bestiary.shared.core.errors import BadDataError, ConfigError, require
+from bestiary.shared.core.examples import Example
+from bestiary.shared.data.preprocess import resampled_argmax
+
+Pair = tuple[Any, Any, Sequence[float]]
+"""(prediction (*S), reference (*S), spacing in mm): arrays or tensors of class numbers."""
+
+NAN = float("nan")
+# What (dice, hd95, nsd) are where a class is absent: from both, from the prediction, from the reference.
+EMPTY_RULES = {
+    "nnunet": {"both": (NAN, NAN, NAN), "prediction": (0.0, NAN, 0.0), "reference": (0.0, NAN, 0.0)},
+    "transunet": {"both": (0.0, 0.0, 0.0), "prediction": (0.0, 0.0, 0.0), "reference": (1.0, 0.0, 1.0)},
+}
+
+
+class VolumeProtocol:
+    """Scores whole volumes: each class in each case, the mean over cases without NaN, then the mean over classes.
+
+    Keys are ``dice/<class>``, ``hd95/<class>`` (mm), ``nsd/<class>`` and ``<metric>/mean`` over the foreground classes;
+    a class that no case defines is NaN, and so is then the mean. A case that was resampled for the network (see
+    ``source_label`` in :class:`bestiary.shared.data.volumes.Volume`) is scored on its source grid. No case, no keys.
+
+    Rules for an absent class (``empty_rule``):
+        nnunet: absent from both, NaN and ignored; absent from one, Dice and NSD 0. HD95 has no value where a surface is
+            missing and is ignored, so read it beside Dice.
+        transunet: absent from the reference only, Dice and NSD 1 and HD95 0; absent from the prediction, or from both,
+            all 0. It rewards a predicted structure that is not there; for comparing with tables made so, only.
+
+    Args:
+        class_names: background first; None takes them from ``model.spec``.
+        empty_rule: see above.
+        hd95: whether to compute it (slow).
+        nsd: whether to compute it (slow).
+        nsd_tolerance_mm: surface distance that counts as agreement.
+
+    Source: TransUNet arXiv:2102.04306 and nnU-Net arXiv:1809.10486 for the rules; MONAI for HD95 and NSD.
+    """
+
+    name = "volume"
+    version = "1"
+
+    def __init__(
+        self,
+        class_names: Sequence[str] | None = None,
+        empty_rule: str = "nnunet",
+        hd95: bool = True,
+        nsd: bool = True,
+        nsd_tolerance_mm: float = 1.0,
+    ) -> None:
+        if empty_rule not in EMPTY_RULES:
+            raise ConfigError(f"there is no empty_rule {empty_rule!r}; there are {', '.join(EMPTY_RULES)}")
+        if nsd_tolerance_mm < 0:
+            raise ConfigError(f"nsd_tolerance_mm must be 0 or more, not {nsd_tolerance_mm}")
+        self.class_names = None if class_names is None else tuple(class_names)
+        self.empty_rule = empty_rule
+        self.metrics = ("dice", *(["hd95"] if hd95 else []), *(["nsd"] if nsd else []))
+        self.nsd_tolerance_mm = nsd_tolerance_mm
+
+    def __call__(self, model: nn.Module, examples: Sequence[Example]) -> dict[str, float]:
+        """Score a model.
+
+        Args:
+            model: ``model.infer(image (C, *S))`` gives logits (num_classes, *S) or class numbers (*S).
+            examples: whole volumes with labels.
+
+        Returns:
+            ``{metric/class: value}``.
+        """
+        names = self.class_names or tuple(model.spec.class_names)  # type: ignore[union-attr]
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                return self.score((self._predict(model, example) for example in examples), names)
+        finally:
+            model.train(training)
+
+    def _predict(self, model: nn.Module, example: Any) -> Pair:
+        image, meta = example["image"], example["meta"]
+        answer = model.infer(image)  # type: ignore[operator]
+        reference, spacing = example["label"][0], meta.get("spacing") or (1.0,) * (image.ndim - 1)
+        if "source_label" in meta:
+            reference, spacing = torch.as_tensor(meta["source_label"])[0], meta["source_spacing"]
+        if answer.ndim == image.ndim:
+            answer = resampled_argmax(answer, reference.shape)
+        return answer.cpu(), reference, spacing
+
+    def score(self, pairs: Iterable[Pair], class_names: Sequence[str]) -> dict[str, float]:
+        """Score predictions that are there already; baselines use it.
+
+        Args:
+            pairs: see :data:`Pair`.
+            class_names: background first.
+
+        Returns:
+            ``{metric/class: value}``, empty where there are no pairs.
+
+        Raises:
+            BadDataError: if a prediction's shape is not the reference's.
+        """
+        cases = [self.score_case(*pair, num_classes=len(class_names)) for pair in pairs]
+        if not cases:
+            return {}
+        out: dict[str, float] = {}
+        for metric in self.metrics:
+            table = np.array([case[metric] for case in cases])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # a column of NaN is an answer here
+                per_class = np.nanmean(table, axis=0)
+            out |= {f"{metric}/{name}": float(v) for name, v in zip(class_names[1:], per_class, strict=True)}
+            out[f"{metric}/mean"] = float(per_class.mean())
+        return out
+
+    def score_case(
+        self, prediction: Any, reference: Any, spacing: Sequence[float], num_classes: int
+    ) -> dict[str, list[float]]:
+        """One case: ``{metric: [value of class 1, class 2, ...]}``."""
+        predicted, truth = torch.as_tensor(prediction).cpu(), torch.as_tensor(reference).cpu()
+        if predicted.shape != truth.shape:
+            raise BadDataError(f"a prediction of shape {tuple(predicted.shape)} for a reference {tuple(truth.shape)}")
+        out: dict[str, list[float]] = {metric: [] for metric in self.metrics}
+        for index in range(1, num_classes):
+            values = self._one(predicted == index, truth == index, spacing)
+            for metric in self.metrics:
+                out[metric].append(values[metric])
+        return out
+
+    def _one(self, p: torch.Tensor, y: torch.Tensor, spacing: Sequence[float]) -> dict[str, float]:
+        size_p, size_y = int(p.sum()), int(y.sum())
+        if not size_p or not size_y:
+            case = "both" if not size_p and not size_y else ("reference" if not size_y else "prediction")
+            return dict(zip(("dice", "hd95", "nsd"), EMPTY_RULES[self.empty_rule][case], strict=True))
+        values = {"dice": 2 * int((p & y).sum()) / (size_p + size_y)}
+        if len(self.metrics) > 1:
+            monai = require("monai.metrics", "medical")
+            box = _box(p | y)
+            masks: dict[str, Any] = {"y_pred": p[box][None, None], "y": y[box][None, None]}
+            masks |= {"include_background": True, "spacing": [float(s) for s in spacing]}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # MONAI warns of an argument that it passes itself
+                if "hd95" in self.metrics:
+                    values["hd95"] = float(monai.compute_hausdorff_distance(percentile=95, **masks))
+                if "nsd" in self.metrics:
+                    values["nsd"] = float(monai.compute_surface_dice(class_thresholds=[self.nsd_tolerance_mm], **masks))
+        return values
+
+
+def _box(mask: torch.Tensor) -> tuple[slice, ...]:
+    """The smallest box around a mask with one voxel to spare, so that surfaces at its edge stay surfaces."""
+    found = mask.nonzero()
+    low, high = found.min(0).values, found.max(0).values
+    return tuple(slice(max(int(a) - 1, 0), min(int(b) + 2, n)) for a, b, n in zip(low, high, mask.shape, strict=True))
