@@ -52,6 +52,7 @@ def test_a_missing_backend_says_why(monkeypatch):
 
 
 def test_a_registered_backend_is_used(monkeypatch):
+    monkeypatch.delenv("BESTIARY_KERNELS", raising=False)
     monkeypatch.setattr(backends, "_IMPLEMENTATIONS", {k: dict(v) for k, v in backends._IMPLEMENTATIONS.items()})
     monkeypatch.setattr(backends, "_PROBES", {})
     backends.register("causal_conv1d", "cpu", "operator:concat", lambda: None)
