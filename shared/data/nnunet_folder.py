@@ -38,7 +38,7 @@ class NnUNetFolder(VolumeSource):
     Args:
         root: the data set's folder.
         patch_size: voxels of a training patch, in array order (z, y, x).
-        spacing: mm of each axis in array order; None keeps each case's own grid (and the spec then says 1 mm).
+        spacing: mm of each axis in array order; None keeps each case's own grid (the spec then says 0).
         strides: of each level of the network, in array order.
         kernel_sizes: of each level; empty is 3 everywhere.
         split: a named split or a file (see :mod:`bestiary.shared.data.splits`); None makes folds.
@@ -81,7 +81,6 @@ class NnUNetFolder(VolumeSource):
         request: str | None = None,
     ) -> None:
         self.root = Path(root).expanduser()
-        self.resample = spacing is not None
         self._options = {"labels": labels, "channel_names": channel_names, "file_ending": file_ending}
         self._classes = tuple(classes) if classes is not None else None
         self._split = split
@@ -90,7 +89,7 @@ class NnUNetFolder(VolumeSource):
         super().__init__(
             class_names=(),
             modalities=(),
-            spacing=spacing if spacing is not None else (1.0,) * len(patch_size),
+            spacing=spacing if spacing is not None else (0.0,) * len(patch_size),
             patch_size=patch_size,
             strides=strides,
             kernel_sizes=kernel_sizes,
@@ -295,7 +294,7 @@ class NnUNetFolder(VolumeSource):
         image = np.stack([pre.normalize(c, s) for c, s in zip(channels, self.normalization(), strict=True)])
         meta: dict[str, Any] = {"file": str(self.images_of(case_id)[0].relative_to(self.root))}
         affine, spacing = header.affine, header.spacing
-        if self.resample and pre.needs_resampling(spacing, self.spacing):
+        if pre.needs_resampling(spacing, self.spacing):
             shape = pre.target_shape(label.shape, spacing, self.spacing)
             apart = pre.coarse_axis(spacing)
             meta |= {"source_label": label.astype(np.int64)[None], "source_spacing": spacing}

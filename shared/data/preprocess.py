@@ -166,8 +166,8 @@ def target_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequenc
 
 
 def needs_resampling(spacing: Sequence[float], target: Sequence[float]) -> bool:
-    """Whether any axis differs by more than 1 %."""
-    return any(abs(s / t - 1) > 0.01 for s, t in zip(spacing, target, strict=True))
+    """Whether any axis differs by more than 1 %; a target of 0 stands for the file's own grid."""
+    return any(t > 0 and abs(s / t - 1) > 0.01 for s, t in zip(spacing, target, strict=True))
 
 
 def resample_image(image: np.ndarray, shape: Sequence[int], coarse_axis: int | None = None) -> np.ndarray:

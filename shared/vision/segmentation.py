@@ -61,8 +61,8 @@ class SegmentationModel(nn.Module):
 
     Prediction repeats what the data set did to its images: each channel's normalisation (kept in the checkpoint, as the
     buffer ``normalization``; z-score over non-zero voxels unless :meth:`use_normalization` was called) and resampling
-    to ``spec.spacing`` where a voxel size differs by more than 1 %. Nothing is cropped or reoriented: a file must lie
-    as the training files did.
+    to ``spec.spacing`` where a voxel size differs by more than 1 % (0 there keeps the file's own grid). Nothing is
+    cropped or reoriented: a file must lie as the training files did.
 
     Args:
         network: the network.

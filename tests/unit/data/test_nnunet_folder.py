@@ -67,6 +67,7 @@ def test_a_good_folder_passes_and_gives_examples(root):
     whole = data.held_out("val")[0]
     assert whole["image"].shape == (2, 10, 11, 12)  # z, y, x
     assert whole["meta"]["spacing"] == (2.0, 1.0, 1.0)
+    assert data.spec().spacing == (0.0, 0.0, 0.0)  # each file keeps its own grid, at prediction too
     assert whole["label"].unique().tolist() == [0, 1, 2]
 
 

@@ -86,6 +86,7 @@ def test_shapes_and_tolerance():
     assert pre.target_shape((10, 10), (1.0, 2.0), (2.0, 1.0)) == (5, 20)
     assert not pre.needs_resampling((1.0, 1.009), (1.0, 1.0))
     assert pre.needs_resampling((1.0, 1.02), (1.0, 1.0))
+    assert not pre.needs_resampling((3.0, 1.0), (0.0, 0.0))
 
 
 def test_argmax_on_another_grid_equals_interpolating_all_at_once():

@@ -138,7 +138,10 @@ def test_predict_resamples_and_returns_to_the_grid(tmp_path):
     model = SegmentationModel(Threshold(), spec())
     written = model.predict([path], tmp_path)
     assert nib.load(written[0]).shape == (12, 11, 10)
-    assert max(max(seen[2:]) for seen in model.network.seen) == 8
+    fine = len(model.network.seen)
+    own = SegmentationModel(Threshold(), spec(spacing=0.0))
+    assert nib.load(own.predict([path], tmp_path)[0]).shape == (12, 11, 10)
+    assert len(own.network.seen) < fine  # the grid was not refined
 
 
 def test_predict_repeats_the_normalisation_of_the_data(tmp_path):
