@@ -35,7 +35,9 @@ def lines_of(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
 
 def _signed(cell: Cell) -> str:
     text = cell.metric.format(cell.difference)
-    return text if text.startswith("-") or not cell.difference else f"+{text}"
+    if not text.strip("-0.,"):  # a difference that rounds to nothing has no sign
+        return text.lstrip("-")
+    return text if text.startswith("-") else f"+{text}"
 
 
 def _measured(cell: Cell) -> str:

@@ -182,6 +182,8 @@ def test_rendering(write):
     cells = join.join(table, [measurement(value=0.9173)])
     assert "| Ours | dice | 0.912 | 0.917 ± 0.002 (n=3) | +0.005 | above |" in render.to_markdown(table, cells)
     assert "0.917 ± 0.002 (n=3)" in render.to_terminal(table, cells)
+    tiny = join.join(table, [measurement(value=0.9119999)])
+    assert render.lines_of(tiny)[0][4:] == ("0.000", "match")
 
 
 def test_a_readme_block_is_replaced():
