@@ -10,7 +10,8 @@ from bestiary.shared.core.command_line import short_answers, split_arguments
 
 def main() -> None:
     """Score a checkpoint with its run's own protocols; arguments that conf/eval.yaml does not have change the run's
-    stored config."""
+    stored config.
+    """
     cfg, overrides = split_arguments("eval", sys.argv[1:])
     from bestiary.shared.core.train import evaluate_checkpoint
 

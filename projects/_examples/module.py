@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bestiary.shared.core.module import BestiaryModule
+from bestiary.shared.viz.curves import plot_curves
 
 
 class ExampleModule(BestiaryModule):
@@ -25,5 +26,6 @@ class ExampleModule(BestiaryModule):
             for e, t in zip(examples, texts, strict=True)
         ]
         (run.folder / "samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples))
+        curves = plot_curves({"loss": run.folder / "metrics.csv"}, run.folder / "curves.png")
         lines = super().report(model, run)
-        return lines + ["", *(f"  {s['prompt']} -> {s['answer']}" for s in samples)]
+        return lines + ["", *(f"  {s['prompt']} -> {s['answer']}" for s in samples), "", f"curves      {curves}"]

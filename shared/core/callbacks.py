@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from bestiary.shared.core.loggers import MetricsFile, WandbLog
 from bestiary.shared.core.module import BestiaryModule
@@ -118,6 +119,8 @@ class Log(pl.Callback):
 class HeldOut(pl.Callback):
     """Evaluates on the validation part every so many steps, on the first rank; the others wait.
 
+    A sharded model is run by all ranks together, since each holds only its part.
+
     Args:
         score: model to metrics. log: where they go. every: steps between.
     """
@@ -129,8 +132,9 @@ class HeldOut(pl.Callback):
         """Evaluate when due; the end of the stage has an evaluation of its own."""
         step = pl_module.position
         if step % self.every == 0 and step < pl_module.steps:
+            sharded = isinstance(next(pl_module.model.parameters()), DTensor)
+            values = self.score(pl_module.model) if sharded or trainer.is_global_zero else {}
             if trainer.is_global_zero:
-                values = self.score(pl_module.model)
                 self.log.write(pl_module.stage, step, values)
                 shown = "  ".join(f"{k} {v:.4f}" for k, v in list(values.items())[:6])
                 print(f"{pl_module.stage} step {step}: {shown}", flush=True)
@@ -179,7 +183,9 @@ class Progress(pl.Callback):
         elif step == self._first + 1 or step % self.every == 0 or step == pl_module.steps:
             pace = (time.monotonic() - self._began) / (step - self._first)
             left = pace * (pl_module.steps - step)
-            print(f"{pl_module.stage} {step}/{pl_module.steps}  {note}  {pace:.2f} s/step  {left:.0f} s left", flush=True)
+            print(
+                f"{pl_module.stage} {step}/{pl_module.steps}  {note}  {pace:.2f} s/step  {left:.0f} s left", flush=True
+            )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the terminal as it was."""

@@ -56,7 +56,9 @@ def build_model(structure: Structure) -> nn.Module:
     """
     spec = DataSpec.from_dict(structure.spec)
     torch.manual_seed(derive_seed(structure.seed, "model"))
-    backbone, encoder, model = (structure.parts.get(name) for name in ("backbone", "encoder", "model"))
+    # A part that was overridden to none may still carry a tuned number: without a target it is no part.
+    parts = {name: node for name, node in structure.parts.items() if node and "_target_" in node}
+    backbone, encoder, model = (parts.get(name) for name in ("backbone", "encoder", "model"))
     kind = (backbone or {}).get("kind", "mixer")
     built_backbone = build(backbone, spec=spec) if backbone else None
     context: dict[str, Any] = {"spec": spec, "backbone": built_backbone}
@@ -119,8 +121,10 @@ def load_structure(folder: Path) -> Structure:
     except json.JSONDecodeError as error:
         raise BadDataError(f"{file} is not JSON: {error}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise BadDataError(f"{file} has format {values.get('format') if isinstance(values, dict) else '?'}; "
-                           f"this version reads {FORMAT}")
+        raise BadDataError(
+            f"{file} has format {values.get('format') if isinstance(values, dict) else '?'}; "
+            f"this version reads {FORMAT}"
+        )
     return Structure(**values)
 
 

@@ -110,12 +110,32 @@ def split_arguments(name: str, arguments: Sequence[str], strict: bool = False) -
     return cfg, rest
 
 
+WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
+"""Hydra's options that take a value."""
+
+
 def tolerant(arguments: Sequence[str]) -> list[str]:
-    """``project=x`` and ``experiment=x`` mean ``+project=x`` and ``+experiment=x``; everything else is kept."""
-    return [f"+{a}" if a.startswith(("project=", "experiment=")) else a for a in arguments]
+    """The command line as Hydra wants it.
+
+    ``project=x`` and ``experiment=x`` mean ``+project=x`` and ``+experiment=x``; options may stand anywhere
+    (``+project=x -m seed=0,1``), where Hydra's parser takes them at the ends alone. Idempotent.
+    """
+    options: list[str] = []
+    overrides: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument.startswith("-"):
+            options.append(argument)
+            if rest and (argument in WITH_VALUE or (argument in ("--info", "-i") and "=" not in rest[0])):
+                options.append(rest.pop(0))
+        else:
+            overrides.append(f"+{argument}" if argument.startswith(("project=", "experiment=")) else argument)
+    # An optional value (--info) must not swallow the first override.
+    return [*overrides, *options]
 
 
-class short_answers:  # noqa: N801 - reads as a statement: with short_answers():
+class short_answers:
     """Prints a UserError's message and leaves with its exit code; every other exception keeps its traceback."""
 
     def __enter__(self) -> None:
@@ -127,6 +147,9 @@ class short_answers:  # noqa: N801 - reads as a statement: with short_answers():
             print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
             sys.exit(error.exit_code)
         if isinstance(error, OSError) and error.errno == 28:
-            print(f"{os.path.basename(sys.argv[0])}: the disk is full ({error.filename or 'while writing'}); "
-                  "make room and start the same command again: it goes on from its last checkpoint", file=sys.stderr)
+            print(
+                f"{os.path.basename(sys.argv[0])}: the disk is full ({error.filename or 'while writing'}); "
+                "make room and start the same command again: it goes on from its last checkpoint",
+                file=sys.stderr,
+            )
             sys.exit(2)

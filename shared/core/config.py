@@ -102,9 +102,7 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> ConfigError:
             group, option = missing.group(3).split("/", 1)
         if group:
             known = [o for o in options(group) if o != "none" or group in ("encoder", "backbone")]
-            return ConfigError(
-                f"there is no {group} {option!r}{nearest(option, known)}\n{group}: {', '.join(known)}"
-            )
+            return ConfigError(f"there is no {group} {option!r}{nearest(option, known)}\n{group}: {', '.join(known)}")
     key = re.search(r"Key '([^']+)' is not in struct.*?full_key: (\S+)", text + str(error.__cause__ or ""), re.DOTALL)
     if key:
         return ConfigError(_unknown_key(key.group(2), overrides))

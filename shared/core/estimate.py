@@ -1,7 +1,8 @@
-"""What a run will need, from the meta device: weights, gradients, optimiser and activations, before any is allocated."""
+"""What a run will need: weights, gradients and optimiser, from the meta device, before any of it is allocated."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def estimate(structure: Structure, stage: Any, accelerator: str = "auto") -> Est
     with torch.device("meta"):
         model = build_model(structure)
     everything = _bytes(list(model.parameters()) + list(model.buffers()))
-    trained = set_trainable(model, stage.trainable) if not stage.prepare else [p for p in model.parameters()]
+    trained = set_trainable(model, stage.trainable) if not stage.prepare else list(model.parameters())
     gradients = _bytes(trained)
     optimizer = build({**stage.optim, "_partial_": True})([nn.Parameter(torch.zeros(4))])
     for group in optimizer.param_groups:
@@ -70,7 +71,7 @@ def estimate(structure: Structure, stage: Any, accelerator: str = "auto") -> Est
     return Estimate(numbers, everything, gradients, gradients * states, available_memory(accelerator))
 
 
-def _bytes(tensors: list[torch.Tensor]) -> int:
+def _bytes(tensors: Sequence[torch.Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())
 
 

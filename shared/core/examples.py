@@ -114,9 +114,7 @@ def check_example(example: Example) -> Example:
     if kinds == ["image"] and "label" in example:
         image, label = example["image"], example["label"]
         if label.shape[0] != 1 or label.shape[1:] != image.shape[1:]:
-            raise BadDataError(
-                f"example {name!r}: label {tuple(label.shape)} does not fit image {tuple(image.shape)}"
-            )
+            raise BadDataError(f"example {name!r}: label {tuple(label.shape)} does not fit image {tuple(image.shape)}")
     return example
 
 

@@ -175,7 +175,11 @@ class LanguageBackbone(Protocol):
 
 @runtime_checkable
 class Model(Protocol):
-    """What the stage runner trains, evaluates and saves; an nn.Module with these members."""
+    """What the stage runner trains, evaluates and saves; an nn.Module with these members.
+
+    A model that must remember something of its data beyond the spec (an image's normalisation) also has
+    ``adapt_to(source)``, called once before a run's first stage; it keeps what it learns in a buffer.
+    """
 
     def processor(self) -> Processor: ...
 

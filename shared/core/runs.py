@@ -61,6 +61,7 @@ class FinishedRun:
         folder: the run folder. metrics: held-out metrics. source: the data source.
         baselines: name to metrics, from the source and from compared runs.
         compared: name to the folder of a compared run.
+        evaluations: the protocols that were called, by name.
         scope: ``full``, or ``reduced: what``.
     """
 
@@ -69,6 +70,7 @@ class FinishedRun:
     source: Any
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
     compared: dict[str, Path] = field(default_factory=dict)
+    evaluations: dict[str, tuple[Any, str | None]] = field(default_factory=dict)
     scope: str = "full"
 
 

@@ -1,5 +1,7 @@
-"""Learning-rate schedules: (step, steps) to the factor on the learning rate. Pure functions, so resuming needs none
-of their state."""
+"""Learning-rate schedules: (step, steps) to the factor on the learning rate.
+
+They are pure functions, so resuming needs none of their state.
+"""
 
 from __future__ import annotations
 

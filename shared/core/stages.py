@@ -14,6 +14,8 @@ import torch
 from lightning.pytorch.profilers import SimpleProfiler
 from omegaconf import DictConfig
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from bestiary.shared.core.build import build, nearest, to_plain
@@ -184,6 +186,9 @@ def model_before(setting: Setting, stage: Stage, previous: Path | None) -> tuple
 def _run_stage(setting: Setting, name: str, stage: Stage, folder: Path, previous: Path | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model, structure = model_before(setting, stage, previous)
+    adapt = getattr(model, "adapt_to", None)
+    if callable(adapt) and name == setting.cfg.recipe.run[0]:
+        adapt(setting.source)
     set_trainable(model, stage.trainable)
     module = make_module(setting, name, stage, model)
     last = folder / "last.ckpt"
@@ -192,8 +197,8 @@ def _run_stage(setting: Setting, name: str, stage: Stage, folder: Path, previous
     if last.is_file():
         print(f"stage {name}: goes on from its last checkpoint", flush=True)
     trainer.fit(module, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    model = gathered(setting, stage, previous, model)
     if trainer.is_global_zero:
-        model = model.to("cpu")
         values = score(setting, stage, model)
         log.write(name, stage.steps, values)
         save_checkpoint(folder, model, structure)
@@ -201,6 +206,18 @@ def _run_stage(setting: Setting, name: str, stage: Stage, folder: Path, previous
         write_json(folder / "DONE", {"steps": stage.steps})
         last.unlink(missing_ok=True)
     trainer.strategy.barrier()
+
+
+def gathered(setting: Setting, stage: Stage, previous: Path | None, model: nn.Module) -> nn.Module:
+    """The whole model on the CPU; one that FSDP has sharded is put together from all ranks."""
+    if not any(isinstance(p, DTensor) for p in model.parameters()):
+        return model.to("cpu")
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(model, options=options)  # every rank takes part, the first gets it
+    whole, _ = model_before(setting, stage, previous)
+    if state:
+        whole.load_state_dict(state)
+    return whole
 
 
 def make_module(setting: Setting, name: str, stage: Stage, model: nn.Module) -> BestiaryModule:
@@ -268,7 +285,7 @@ def make_trainer(setting: Setting, stage: Stage, last: Path) -> tuple[pl.Trainer
     if node.get("precision") == "auto":
         node["precision"] = auto_precision(node.get("accelerator", "auto"))
     if str(node["precision"]).startswith("16-mixed"):
-        raise ConfigError("trainer.precision=16-mixed needs a loss scale, which is not built; use bf16-mixed or 32-true")
+        raise ConfigError("trainer.precision=16-mixed needs a loss scale, which is not built: use bf16-mixed")
     quiet_lightning()
     trainer = build(
         node,

@@ -53,7 +53,9 @@ def train(cfg: DictConfig, choices: dict[str, str], overrides: list[str]) -> dic
         model, _ = run_stages(setting)
         limit = setting.debug.get("max_held_out")
         metrics = {} if rank() else evaluate_all(model, setting.source, setting.evaluations, "test", limit)
-        finished = FinishedRun(run.folder, metrics, setting.source, scope=scope(setting))
+        finished = FinishedRun(
+            run.folder, metrics, setting.source, evaluations=setting.evaluations, scope=scope(setting)
+        )
         _compare(setting, finished)  # on every rank: its runs are distributed as this one is
         if rank():
             return {"metrics": {}}
@@ -124,7 +126,7 @@ def _compare(setting: Setting, finished: FinishedRun) -> None:
         print(f"\ncompared run: {name} ({' '.join(extra)})", flush=True)
         folder = finished.folder / "compare" / name
         overrides = [o for o in setting.run.overrides if not o.startswith(("paths.run_dir=", "resume=", "compare"))]
-        cfg, choices = compose([*overrides, *extra, f"paths.run_dir='{folder}'", "compare={}"])
+        cfg, choices = compose([*overrides, *extra, f"paths.run_dir='{folder}'", "compare=null"])
         result = train(cfg, choices, [*overrides, *extra])
         finished.compared[name] = folder
         finished.baselines[name] = result["metrics"]

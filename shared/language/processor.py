@@ -68,9 +68,13 @@ class TextProcessor:
         else:
             raise BadDataError(f"example {example.get('id')!r} is neither text nor chat")
         if self.max_len is not None and len(ids) > self.max_len:
-            ids, own = (ids[-self.max_len :], own[-self.max_len :]) if mode == "prompt" else (
-                ids[: self.max_len],
-                own[: self.max_len],
+            ids, own = (
+                (ids[-self.max_len :], own[-self.max_len :])
+                if mode == "prompt"
+                else (
+                    ids[: self.max_len],
+                    own[: self.max_len],
+                )
             )
         # The first token is never predicted, so a row needs one that carries loss after it.
         if mode == "train" and not any(own[1:]):

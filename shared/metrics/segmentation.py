@@ -42,6 +42,9 @@ class VolumeProtocol:
         transunet: absent from the reference only, Dice and NSD 1 and HD95 0; absent from the prediction, or from both,
             all 0. It rewards a predicted structure that is not there; for comparing with tables made so, only.
 
+    Attributes:
+        first: (id, class numbers (*S)) of the first case of the last call, for a picture.
+
     Args:
         class_names: background first; None takes them from ``model.spec``.
         empty_rule: see above.
@@ -71,6 +74,7 @@ class VolumeProtocol:
         self.empty_rule = empty_rule
         self.metrics = ("dice", *(["hd95"] if hd95 else []), *(["nsd"] if nsd else []))
         self.nsd_tolerance_mm = nsd_tolerance_mm
+        self.first: Any = None
 
     def __call__(self, model: nn.Module, examples: Sequence[Example]) -> dict[str, float]:
         """Score a model.
@@ -85,6 +89,7 @@ class VolumeProtocol:
         names = self.class_names or tuple(model.spec.class_names)  # type: ignore[union-attr]
         training = model.training
         model.eval()
+        self.first = None
         try:
             with torch.no_grad():
                 return self.score((self._predict(model, example) for example in examples), names)
@@ -99,6 +104,8 @@ class VolumeProtocol:
             reference, spacing = torch.as_tensor(meta["source_label"])[0], meta["source_spacing"]
         if answer.ndim == image.ndim:
             answer = resampled_argmax(answer, reference.shape)
+        if self.first is None:
+            self.first = (example["id"], answer.cpu().numpy())
         return answer.cpu(), reference, spacing
 
     def score(self, pairs: Iterable[Pair], class_names: Sequence[str]) -> dict[str, float]:

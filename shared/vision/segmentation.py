@@ -109,6 +109,10 @@ class SegmentationModel(nn.Module):
             rows.append([float(_SCHEMES.index(scheme["scheme"])), *numbers])
         self.normalization.copy_(torch.tensor(rows))
 
+    def adapt_to(self, source: Any) -> None:
+        """Take over the normalisation of the data set a run begins with."""
+        self.use_normalization(source.normalization())
+
     def schemes(self) -> list[pre.Normalization]:
         """The normalisation of each channel."""
         out: list[pre.Normalization] = []

@@ -1,0 +1,19 @@
+"""ASM-UNet's LightningModule: what it adds to the base is its report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from bestiary.shared.core.module import BestiaryModule
+from bestiary.shared.viz.segmentation_report import segmentation_report
+
+
+class ASMUNetModule(BestiaryModule):
+    """Prints scores per class beside the baselines, and draws an overlay and the curves."""
+
+    @classmethod
+    def report(cls, model: nn.Module, run: Any) -> list[str]:
+        """See :func:`~bestiary.shared.viz.segmentation_report.segmentation_report`."""
+        return segmentation_report(model, run, name="ASM-UNet")

@@ -1,0 +1,79 @@
+"""The end of a segmentation run: scores per class beside baselines, an overlay, the curves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from bestiary.shared.data.preprocess import resample_image
+from bestiary.shared.viz.curves import plot_curves
+from bestiary.shared.viz.overlay import save_overlay
+
+
+def segmentation_report(model: nn.Module, run: Any, name: str) -> list[str]:
+    """Draw overlay.png and curves.png into the run folder, and lay the scores out as a table.
+
+    Args:
+        model: the trained SegmentationModel.
+        run: the :class:`~bestiary.shared.core.runs.FinishedRun`.
+        name: what to call the model.
+
+    Returns:
+        Lines to print.
+    """
+    example: Any = run.source.held_out("test")[0]
+    classes = tuple(model.spec.class_names)  # type: ignore[union-attr]
+    _, prediction = run.evaluations["volume"][0].first
+    dice = {c: run.metrics[f"test/dice/{c}"] for c in classes[1:] if f"test/dice/{c}" in run.metrics}
+    image, meta = np.asarray(example["image"][:1]), example["meta"]
+    reference, spacing = np.asarray(example["label"][0]), meta.get("spacing")
+    if "source_label" in meta:  # scored, and so drawn, on the grid the file had
+        reference, spacing = np.asarray(meta["source_label"])[0], meta["source_spacing"]
+        image = resample_image(image, reference.shape)
+    overlay = save_overlay(
+        run.folder / "overlay.png",
+        image[0],
+        prediction,
+        classes,
+        spacing,
+        reference=reference,
+        dice=dice,
+        title=f"{name}, held out: {example['id']}",
+    )
+    files = {name: run.folder, **run.compared}
+    curves = plot_curves({k: v / "metrics.csv" for k, v in files.items()}, run.folder / "curves.png", title=name)
+    held_out = {"": run.metrics} | {k: _prefixed(v) for k, v in run.baselines.items()}
+    lines = [f"held-out Dice{'' if run.scope == 'full' else ' (' + run.scope + ')'}"]
+    lines += score_table(name, held_out, [*classes[1:], "mean"])
+    lines += _surface(run.metrics)
+    return [*lines, "", f"overlay     {overlay}", f"curves      {curves}"]
+
+
+def _prefixed(metrics: dict[str, float]) -> dict[str, float]:
+    """A source's baselines are keyed by the protocol alone, a compared run's by the split too."""
+    return {k if k.startswith("test/") else f"test/{k}": v for k, v in metrics.items()}
+
+
+def score_table(name: str, rows: dict[str, dict[str, float]], columns: list[str]) -> list[str]:
+    """Dice as aligned text; the row named "" is the model itself.
+
+    Args:
+        name: the model's name.
+        rows: row name to metrics with keys ``test/dice/<column>``.
+        columns: classes, and ``mean``.
+    """
+    width = max(len(label or name) for label in rows)
+    cell = max(7, *(len(c) + 1 for c in columns))
+    lines = [" " * width + "".join(f"{c:>{cell}}" for c in columns)]
+    for label, metrics in rows.items():
+        values = [metrics.get(f"test/dice/{c}", float("nan")) for c in columns]
+        lines.append(f"{label or name:<{width}}" + "".join(f"{v:>{cell}.3f}" for v in values))
+    return lines
+
+
+def _surface(metrics: dict[str, float]) -> list[str]:
+    shown = {"test/hd95/mean": "HD95 {:.2f} mm", "test/nsd/mean": "NSD {:.3f}"}
+    found = [text.format(metrics[key]) for key, text in shown.items() if key in metrics]
+    return ["mean surface scores: " + ", ".join(found)] if found else []
