@@ -10,7 +10,7 @@ from bestiary.shared.core.command_line import short_answers, split_arguments
 
 def main() -> None:
     """Load a checkpoint, read the paths, and let the model predict."""
-    cfg, rest = split_arguments("predict", sys.argv[1:], strict=True)
+    cfg, _ = split_arguments("predict", sys.argv[1:], strict=True)
     from bestiary.shared.core.checkpoint import find_checkpoint, load_checkpoint
     from bestiary.shared.core.train import pick_device
 

@@ -1,4 +1,4 @@
-"""Train: python tools/train.py +project=NAME [dataset=… backbone=… recipe=… key=value …] [-m seed=0,1,2] [--cfg job]."""
+"""Train: python tools/train.py +project=NAME [dataset=… backbone=… recipe=… key=value …] [-m] [--cfg job]."""
 
 import sys
 from pathlib import Path

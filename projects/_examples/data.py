@@ -13,57 +13,11 @@ from bestiary.shared.core.examples import Example, text_message
 from bestiary.shared.core.specs import DataSpec
 from bestiary.shared.core.streams import Stream
 
-WORDS = [
-    "apple",
-    "bread",
-    "chair",
-    "dance",
-    "eagle",
-    "flame",
-    "grape",
-    "house",
-    "image",
-    "juice",
-    "knife",
-    "lemon",
-    "mouse",
-    "night",
-    "ocean",
-    "piano",
-    "queen",
-    "river",
-    "stone",
-    "table",
-    "uncle",
-    "voice",
-    "water",
-    "yacht",
-    "zebra",
-    "amber",
-    "brick",
-    "cloud",
-    "dream",
-    "earth",
-    "field",
-    "glass",
-    "heart",
-    "ivory",
-    "jewel",
-    "karma",
-    "light",
-    "money",
-    "noise",
-    "olive",
-    "paper",
-    "quiet",
-    "radio",
-    "sugar",
-    "tiger",
-    "union",
-    "valve",
-    "wheat",
-    "youth",
-]
+WORDS = tuple(
+    "apple bread chair dance eagle flame grape house image juice knife lemon mouse night ocean piano queen river "  # noqa: SIM905
+    "stone table uncle voice water yacht zebra amber brick cloud dream earth field glass heart ivory jewel karma "
+    "light money noise olive paper quiet radio sugar tiger union valve wheat youth".split()
+)
 
 
 class TinyTalk:

@@ -53,14 +53,14 @@ def train(cfg: DictConfig, choices: dict[str, str], overrides: list[str]) -> dic
         model, _ = run_stages(setting)
         limit = setting.debug.get("max_held_out")
         metrics = {} if rank() else evaluate_all(model, setting.source, setting.evaluations, "test", limit)
-        finished = FinishedRun(
-            run.folder, metrics, setting.source, evaluations=setting.evaluations, scope=scope(setting)
-        )
+        finished = FinishedRun(run.folder, metrics, setting.source, evaluations=setting.evaluations)
+        finished.scope = scope(setting)
         _compare(setting, finished)  # on every rank: its runs are distributed as this one is
         if rank():
             return {"metrics": {}}
-        if hasattr(setting.source, "baselines"):
-            finished.baselines = setting.source.baselines() | finished.baselines
+        baselines = getattr(setting.source, "baselines", None)
+        if callable(baselines):
+            finished.baselines = baselines() | finished.baselines
         lines = module_class(cfg).report(model, finished)
         result = write_result(run, metrics, setting.source.revision, began, scope(setting))
         print("\n".join(["", *lines, f"run folder  {run.folder}"]), flush=True)

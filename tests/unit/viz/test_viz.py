@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from bestiary.shared.core.errors import BadDataError, MissingDataError
-from bestiary.shared.viz.curves import find_metrics, plot_curves, read_metrics
+from bestiary.shared.core.errors import BadDataError
+from bestiary.shared.viz.curves import plot_curves, read_metrics, shown_metrics
 from bestiary.shared.viz.overlay import class_colours, save_overlay
 
 PNG = b"\x89PNG\r\n"
@@ -38,27 +38,28 @@ def test_every_class_has_its_own_colour(classes):
     assert len(np.unique(colours[1:].round(6), axis=0)) == classes - 1
 
 
-CSV = "epoch,step,train/loss,val/dice/mean\n0,0,2.0,\n0,10,1.5,\n0,10,,0.4\n0,20,nan,0.6\n"
+CSV = """stage,step,train/loss,val/dice/mean,val/hd95/mean
+first,1,2.0,,
+first,10,1.5,0.4,30
+second,5,nan,0.6,20
+"""
 
 
-def test_curves_of_one_file_and_of_a_run_with_stages(tmp_path):
-    for stage in ("first", "second"):
-        (tmp_path / "run" / stage).mkdir(parents=True)
-        (tmp_path / "run" / stage / "metrics.csv").write_text(CSV)
-    file = tmp_path / "run" / "first" / "metrics.csv"
-    assert read_metrics(file) == {"train/loss": [(0, 2.0), (10, 1.5)], "val/dice/mean": [(10, 0.4), (20, 0.6)]}
-    assert list(find_metrics(tmp_path / "run")) == ["first", "second"]
-    assert plot_curves(file, tmp_path / "a.png").read_bytes().startswith(PNG)
-    assert plot_curves(tmp_path / "run", tmp_path / "b.png", title="both").read_bytes().startswith(PNG)
-    assert plot_curves({"s": file}, tmp_path / "c.png").is_file()
+def test_steps_count_on_through_the_stages(tmp_path):
+    file = tmp_path / "metrics.csv"
+    file.write_text(CSV)
+    series, stages = read_metrics(file)
+    assert stages == [("first", 0.0), ("second", 10.0)]
+    assert series["val/dice/mean"] == ([10.0, 15.0], [0.4, 0.6])
+    assert series["train/loss"][0] == [1.0, 10.0, 15.0]
+    assert shown_metrics(series) == ["val/dice/mean"]
+    assert plot_curves({"a": file}, tmp_path / "a.png").read_bytes().startswith(PNG)
+    assert plot_curves({"a": file, "b": file}, tmp_path / "b.png", title="both").read_bytes().startswith(PNG)
 
 
 def test_curves_say_what_is_missing(tmp_path):
-    with pytest.raises(MissingDataError, match="logger=csv"):
-        plot_curves(tmp_path, tmp_path / "a.png")
+    with pytest.raises(BadDataError, match="No such file"):
+        plot_curves({"a": tmp_path / "metrics.csv"}, tmp_path / "a.png")
     (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
     with pytest.raises(BadDataError, match="step"):
-        plot_curves(tmp_path / "metrics.csv", tmp_path / "a.png")
-    (tmp_path / "metrics.csv").write_text("step,lr\n1,2\n")
-    with pytest.raises(MissingDataError, match="no losses"):
-        plot_curves(tmp_path / "metrics.csv", tmp_path / "a.png")
+        plot_curves({"a": tmp_path / "metrics.csv"}, tmp_path / "a.png")
