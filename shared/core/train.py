@@ -58,7 +58,7 @@ def train(cfg: DictConfig, choices: dict[str, str], overrides: list[str]) -> dic
         _compare(setting, finished)  # on every rank: its runs are distributed as this one is
         if rank():
             return {"metrics": {}}
-        baselines = getattr(setting.source, "baselines", None)
+        baselines: Any = getattr(setting.source, "baselines", None)
         if callable(baselines):
             finished.baselines = baselines() | finished.baselines
         lines = module_class(cfg).report(model, finished)
