@@ -61,7 +61,8 @@ def to_plain(node: Any) -> Any:
     try:
         return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        raise ConfigError(f"a value is still missing (???): {str(error).splitlines()[0]}") from error
+        key = getattr(error, "full_key", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{key} has no value yet: give {key}=…") from error
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).strip()) from error
 

@@ -184,7 +184,8 @@ class Progress(pl.Callback):
             pace = (time.monotonic() - self._began) / (step - self._first)
             left = pace * (pl_module.steps - step)
             print(
-                f"{pl_module.stage} {step}/{pl_module.steps}  {note}  {pace:.2f} s/step  {left:.0f} s left", flush=True
+                f"{pl_module.stage} {step}/{pl_module.steps}  {note}  {pace:.2f} s/step  {duration(left)} left",
+                flush=True,
             )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -192,3 +193,11 @@ class Progress(pl.Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

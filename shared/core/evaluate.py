@@ -65,7 +65,7 @@ def evaluate_all(
     Args:
         model: the model.
         source: the data source.
-        evaluations: name to (protocol, part).
+        evaluations: name to (protocol, part); parts without examples in this split are left out.
         split: ``val`` or ``test``.
         limit: at most so many examples each.
 
@@ -74,6 +74,8 @@ def evaluate_all(
     """
     result: dict[str, float] = {}
     for name, (protocol, part) in evaluations.items():
+        if not len(source.held_out(split, part)):
+            continue
         for metric, value in evaluate(model, source, protocol, split, part, limit).items():
             key = f"{split}/{metric}"
             if key in result:

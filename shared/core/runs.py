@@ -61,7 +61,7 @@ class FinishedRun:
         folder: the run folder. metrics: held-out metrics. source: the data source.
         baselines: name to metrics, from the source and from compared runs.
         compared: name to the folder of a compared run.
-        evaluations: the protocols that were called, by name.
+        evaluations: the protocols that were called, by name. split: the part they were called on.
         scope: ``full``, or ``reduced: what``.
     """
 
@@ -71,6 +71,7 @@ class FinishedRun:
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
     compared: dict[str, Path] = field(default_factory=dict)
     evaluations: dict[str, tuple[Any, str | None]] = field(default_factory=dict)
+    split: str = "test"
     scope: str = "full"
 
 

@@ -23,8 +23,8 @@ class DataSpec:
         class_names: one name per class, background first.
         spacing: target voxel size in millimetres, one number per axis.
         patch_size: voxels of a training patch, one number per axis.
-        strides: one tuple per level of the network, the first usually all ones.
-        kernel_sizes: one tuple per level, or empty for 3 everywhere.
+        strides: one tuple per level of the network, the first usually all ones; a number stands for all axes.
+        kernel_sizes: one tuple or number per level, or empty for 3 everywhere.
     """
 
     task: Task
@@ -42,7 +42,9 @@ class DataSpec:
         for name in ("modalities", "class_names", "spacing", "patch_size"):
             object.__setattr__(self, name, tuple(getattr(self, name) or ()))
         for name in ("strides", "kernel_sizes"):
-            object.__setattr__(self, name, tuple(tuple(level) for level in getattr(self, name) or ()))
+            levels = getattr(self, name) or ()
+            spread = ((v,) * self.spatial_dims if isinstance(v, int) else tuple(v) for v in levels)
+            object.__setattr__(self, name, tuple(spread))
         self._check()
 
     def _check(self) -> None:

@@ -30,7 +30,7 @@ from bestiary.shared.core.checkpoint import (
     save_checkpoint,
     write_json,
 )
-from bestiary.shared.core.errors import ConfigError
+from bestiary.shared.core.errors import BadDataError, ConfigError
 from bestiary.shared.core.evaluate import evaluate_all
 from bestiary.shared.core.loader import Blend, RankSteps, StreamDataset, train_loader
 from bestiary.shared.core.loggers import MetricsFile, WandbLog
@@ -120,6 +120,7 @@ class Setting:
     source: DataSource
     spec: DataSpec
     evaluations: dict[str, tuple[Any, str | None]]
+    final_split: str
     metrics: MetricsFile
     wandb: WandbLog | None = None
 
@@ -130,8 +131,19 @@ class Setting:
 
 
 def read_evaluations(cfg: DictConfig) -> dict[str, tuple[Any, str | None]]:
-    """Build the protocols of ``recipe.evaluations``: name to (protocol, part)."""
+    """Build the protocols of ``recipe.evaluations``: name to (protocol, part).
+
+    Raises:
+        ConfigError: if a stage asks for one that is not there.
+    """
     nodes = to_plain(cfg.recipe.get("evaluations") or {})
+    for stage in cfg.recipe.run:
+        for name in cfg.recipe.stages[stage].get("evaluate") or []:
+            if name not in nodes:
+                raise ConfigError(
+                    f"recipe.stages.{stage}.evaluate names {name!r}{nearest(name, nodes)}; "
+                    f"recipe.evaluations has {', '.join(nodes) or 'none'}"
+                )
     return {name: (build(node["protocol"]), node.get("part")) for name, node in nodes.items()}
 
 
@@ -325,10 +337,22 @@ def auto_precision(accelerator: str) -> str:
 
 
 def score(setting: Setting, stage: Stage, model: nn.Module) -> dict[str, float]:
-    """The stage's evaluations on the validation part."""
-    chosen = {}
-    for name in stage.evaluate:
-        if name not in setting.evaluations:
-            raise ConfigError(f"evaluate names {name!r}; recipe.evaluations has {', '.join(setting.evaluations)}")
-        chosen[name] = setting.evaluations[name]
+    """The stage's evaluations on the validation part; those without examples there are left out."""
+    chosen = {
+        name: setting.evaluations[name]
+        for name in stage.evaluate
+        if len(setting.source.held_out("val", setting.evaluations[name][1]))
+    }
     return evaluate_all(model, setting.source, chosen, "val", setting.debug.get("max_held_out"))
+
+
+def final_split(source: DataSource, evaluations: dict[str, tuple[Any, str | None]]) -> str:
+    """The part a run is judged on: ``test``, or ``val`` where no evaluation has test examples.
+
+    Raises:
+        BadDataError: if nothing is held out.
+    """
+    for split in ("test", "val"):
+        if any(len(source.held_out(split, part)) for _, part in evaluations.values()):
+            return split
+    raise BadDataError("this data set holds nothing out: neither its val nor its test part has an example")

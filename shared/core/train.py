@@ -15,7 +15,7 @@ from torch import nn
 from bestiary.shared.core.build import build, check_node
 from bestiary.shared.core.callbacks import StopRun
 from bestiary.shared.core.checkpoint import find_checkpoint, load_checkpoint, write_json
-from bestiary.shared.core.config import check_choices, compose, differences, resolved
+from bestiary.shared.core.config import check_choices, compose, conf_dir, differences, resolved
 from bestiary.shared.core.errors import ConfigError
 from bestiary.shared.core.estimate import refuse_what_cannot_fit
 from bestiary.shared.core.evaluate import evaluate_all
@@ -24,6 +24,8 @@ from bestiary.shared.core.protocols import DataSource
 from bestiary.shared.core.runs import FinishedRun, Run, add_wall_time, open_run, write_result
 from bestiary.shared.core.stages import (
     Setting,
+    Stage,
+    final_split,
     first_structure,
     module_class,
     read_evaluations,
@@ -52,15 +54,16 @@ def train(cfg: DictConfig, choices: dict[str, str], overrides: list[str]) -> dic
             return json.loads((run.folder / "result.json").read_text())
         model, _ = run_stages(setting)
         limit = setting.debug.get("max_held_out")
-        metrics = {} if rank() else evaluate_all(model, setting.source, setting.evaluations, "test", limit)
+        metrics = {} if rank() else evaluate_all(model, setting.source, setting.evaluations, setting.final_split, limit)
         finished = FinishedRun(run.folder, metrics, setting.source, evaluations=setting.evaluations)
-        finished.scope = scope(setting)
+        finished.split, finished.scope = setting.final_split, scope(setting)
         _compare(setting, finished)  # on every rank: its runs are distributed as this one is
         if rank():
             return {"metrics": {}}
         baselines: Any = getattr(setting.source, "baselines", None)
         if callable(baselines):
-            finished.baselines = baselines() | finished.baselines
+            known: dict[str, dict[str, float]] = baselines()
+            finished.baselines = known | finished.baselines
         lines = module_class(cfg).report(model, finished)
         result = write_result(run, metrics, setting.source.revision, began, scope(setting))
         print("\n".join(["", *lines, f"run folder  {run.folder}"]), flush=True)
@@ -88,17 +91,34 @@ def prepare_run(cfg: DictConfig, choices: dict[str, str], overrides: list[str]) 
     source.check()
     evaluations = read_evaluations(cfg)
     run = Run(Path(), values, choices, overrides, "")
-    setting = Setting(cfg, run, source, source.spec(), evaluations, MetricsFile(Path(os.devnull)))
+    split = final_split(source, evaluations)
+    setting = Setting(cfg, run, source, source.spec(), evaluations, split, MetricsFile(Path(os.devnull)))
     if not cfg.init_from:
         refuse_what_cannot_fit(first_structure(setting), next(iter(stages.values())), source, cfg)
     setting.run = open_run(cfg, choices, overrides)
     if rank() == 0:
+        say_size(cfg, choices, stages)
         print(f"{'resuming' if setting.run.resumed else 'run'} {setting.run.folder}", flush=True)
         setting.metrics = MetricsFile(setting.run.folder / "metrics.csv")
         if cfg.logger.wandb is not None:
             name = f"{values['project']['name']}/{setting.run.folder.name}"
             setting.wandb = WandbLog(values["logger"]["wandb"], setting.run.folder, name, values)
     return setting
+
+
+def say_size(cfg: DictConfig, choices: dict[str, str], stages: dict[str, Stage]) -> None:
+    """Say when a run is of the paper's size, because nobody has written laptop numbers for its data set."""
+    paper = conf_dir() / "paper" / choices["project"] / f"{choices['recipe']}.yaml"
+    if not paper.is_file() or "recipe" not in (numbers := OmegaConf.load(paper)):
+        return
+    if numbers.recipe.get("steps") == cfg.recipe.get("steps"):
+        sizes = ", ".join(f"{name} {s.steps:,} steps of {s.batch_size}" for name, s in stages.items())
+        print(
+            f"this is the paper's size ({sizes}): conf/tuned has no laptop numbers for dataset={choices['dataset']}. "
+            "The first steps will say how long it takes; recipe.steps, recipe.batch_size and encoder.features "
+            "make it small",
+            flush=True,
+        )
 
 
 def without_missing(node: Any) -> Any:

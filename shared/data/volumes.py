@@ -140,8 +140,8 @@ class VolumeSource:
             class_names=self.class_names,
             spacing=self.spacing,
             patch_size=self.patch_size,
-            strides=tuple(tuple(level) for level in self.strides),
-            kernel_sizes=tuple(tuple(level) for level in self.kernel_sizes),
+            strides=self.strides,  # type: ignore[arg-type]
+            kernel_sizes=self.kernel_sizes,  # type: ignore[arg-type]
         )
 
     def case(self, case_id: str) -> Volume:

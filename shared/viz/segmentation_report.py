@@ -23,10 +23,10 @@ def segmentation_report(model: nn.Module, run: Any, name: str) -> list[str]:
     Returns:
         Lines to print.
     """
-    example: Any = run.source.held_out("test")[0]
+    example: Any = run.source.held_out(run.split)[0]
     classes = tuple(model.spec.class_names)  # type: ignore[union-attr]
     _, prediction = run.evaluations["volume"][0].first
-    dice = {c: run.metrics[f"test/dice/{c}"] for c in classes[1:] if f"test/dice/{c}" in run.metrics}
+    dice = {c: run.metrics[key] for c in classes[1:] if (key := f"{run.split}/dice/{c}") in run.metrics}
     image, meta = np.asarray(example["image"][:1]), example["meta"]
     reference, spacing = np.asarray(example["label"][0]), meta.get("spacing")
     if "source_label" in meta:  # scored, and so drawn, on the grid the file had
@@ -44,36 +44,33 @@ def segmentation_report(model: nn.Module, run: Any, name: str) -> list[str]:
     )
     files = {name: run.folder, **run.compared}
     curves = plot_curves({k: v / "metrics.csv" for k, v in files.items()}, run.folder / "curves.png", title=name)
-    held_out = {"": run.metrics} | {k: _prefixed(v) for k, v in run.baselines.items()}
-    lines = [f"held-out Dice{'' if run.scope == 'full' else ' (' + run.scope + ')'}"]
-    lines += score_table(name, held_out, [*classes[1:], "mean"])
-    lines += _surface(run.metrics)
+    # A source's baselines are keyed by the protocol alone, a run's metrics by the split too.
+    rows = {name: run.metrics} | run.baselines
+    rows = {label: {k.removeprefix(f"{run.split}/"): v for k, v in row.items()} for label, row in rows.items()}
+    where = "held-out Dice" if run.split == "test" else "Dice on the validation part (there is no test part)"
+    lines = [where + ("" if run.scope == "full" else f" ({run.scope})")]
+    lines += score_table(rows, [*classes[1:], "mean"])
+    lines += _surface(rows[name])
     return [*lines, "", f"overlay     {overlay}", f"curves      {curves}"]
 
 
-def _prefixed(metrics: dict[str, float]) -> dict[str, float]:
-    """A source's baselines are keyed by the protocol alone, a compared run's by the split too."""
-    return {k if k.startswith("test/") else f"test/{k}": v for k, v in metrics.items()}
-
-
-def score_table(name: str, rows: dict[str, dict[str, float]], columns: list[str]) -> list[str]:
-    """Dice as aligned text; the row named "" is the model itself.
+def score_table(rows: dict[str, dict[str, float]], columns: list[str]) -> list[str]:
+    """Dice as aligned text.
 
     Args:
-        name: the model's name.
-        rows: row name to metrics with keys ``test/dice/<column>``.
+        rows: row name to metrics with keys ``dice/<column>``.
         columns: classes, and ``mean``.
     """
-    width = max(len(label or name) for label in rows)
+    width = max(len(label) for label in rows)
     cell = max(7, *(len(c) + 1 for c in columns))
     lines = [" " * width + "".join(f"{c:>{cell}}" for c in columns)]
     for label, metrics in rows.items():
-        values = [metrics.get(f"test/dice/{c}", float("nan")) for c in columns]
-        lines.append(f"{label or name:<{width}}" + "".join(f"{v:>{cell}.3f}" for v in values))
+        values = [metrics.get(f"dice/{c}", float("nan")) for c in columns]
+        lines.append(f"{label:<{width}}" + "".join(f"{v:>{cell}.3f}" for v in values))
     return lines
 
 
 def _surface(metrics: dict[str, float]) -> list[str]:
-    shown = {"test/hd95/mean": "HD95 {:.2f} mm", "test/nsd/mean": "NSD {:.3f}"}
+    shown = {"hd95/mean": "HD95 {:.2f} mm", "nsd/mean": "NSD {:.3f}"}
     found = [text.format(metrics[key]) for key, text in shown.items() if key in metrics]
     return ["mean surface scores: " + ", ".join(found)] if found else []
