@@ -1,0 +1,101 @@
+"""conf/experiment/: each file composes, says what it is, keeps to its own ground, and is of the size it claims."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bestiary.shared.core.build import build, check_node
+from bestiary.shared.core.checkpoint import Structure, build_model
+from bestiary.shared.core.config import check_choices, compose, conf_dir, resolved
+
+yaml = pytest.importorskip("yaml")
+
+FOLDER = conf_dir() / "experiment"
+NAMES = sorted(p.relative_to(FOLDER).with_suffix("").as_posix() for p in FOLDER.rglob("*.yaml"))
+# What the command line and debug/ decide, and an experiment, which is merged after them, would override.
+NOT_ITS_OWN = {"trainer", "callbacks", "logger", "debug"}
+
+
+def broken_rules(path: Path) -> list[str]:
+    """What an experiment file does that it may not."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    body = yaml.safe_load("\n".join(lines))
+    defaults = body.get("defaults") or [{}]
+    name = path.relative_to(path.parents[1]).with_suffix("").as_posix()
+    found = []
+    if lines[0] != "# @package _global_":
+        found.append("does not begin with # @package _global_")
+    if f"+experiment={name}" not in lines[1]:
+        found.append(f"its second line is not a description with the command +experiment={name}")
+    if defaults[0] != {"/project": path.parent.name}:
+        found.append(f"defaults do not begin with /project: {path.parent.name}")
+    if defaults[-1] != "_self_":
+        found.append("defaults do not end with _self_: the groups would beat its own numbers")
+    groups = {key.removeprefix("override").strip().strip("/") for o in defaults if isinstance(o, dict) for key in o}
+    return found + [f"writes under {key}" for key in sorted(NOT_ITS_OWN & (set(body) | groups))]
+
+
+def parameters(name: str) -> int:
+    """Parameters of an experiment's model, on the meta device; no data is read."""
+    cfg, choices = compose([f"+experiment={name}"])
+    spec = build(cfg.dataset).spec()
+    parts = {part: resolved(cfg)[part] or None for part in ("model", "encoder", "backbone")}
+    with torch.device("meta"):
+        model = build_model(Structure(cfg.project.name, choices, [], spec.to_dict(), parts))
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_composes_into_a_runnable_whole(name):
+    cfg, choices = compose([f"+experiment={name}"])
+    check_choices(cfg)
+    assert cfg.project.name == choices["project"] == name.split("/")[0]
+    values = resolved(cfg)
+    for part in ("model", "encoder", "backbone", "dataset", "recipe", "trainer"):
+        check_node(values[part], part)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_keeps_to_the_rules(name):
+    assert broken_rules(FOLDER / f"{name}.yaml") == []
+
+
+def test_a_planted_violation_is_caught(tmp_path):
+    path = tmp_path / "alpha" / "row.yaml"
+    path.parent.mkdir()
+    path.write_text("# a row\ndefaults:\n  - override /trainer: cpu\nlogger: {wandb: null}\n")
+    assert len(broken_rules(path)) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "official", "never_used"),
+    [
+        ("asm_unet/paper_synapse", 38_488_737, 756_512),
+        ("asm_unet/paper_synapse_enc_dec", 43_541_328, 1_263_928),
+        ("asm_unet/paper_synapse_plain", 30_709_133, 0),
+    ],
+)
+def test_the_paper_sizes_are_the_official_codes(name, official, never_used):
+    """9 classes; the official code also builds parameters that it never uses, and we do not."""
+    assert parameters(name) == official - never_used
+
+
+def test_paper_sizes_train_at_the_papers_numbers():
+    cfg, _ = compose(["+experiment=asm_unet/paper_synapse"])
+    assert (cfg.recipe.steps, cfg.recipe.batch_size, cfg.recipe.optimizer) == (250_000, 4, "sgd")
+    assert (list(cfg.dataset.patch_size), cfg.model.mirror_tta, cfg.model.sw_overlap) == ([48, 192, 192], True, 0.5)
+
+
+def test_the_laptop_rows_differ_in_what_they_name_alone():
+    default = resolved(compose(["+project=asm_unet"])[0])
+    decoder = resolved(compose(["+experiment=asm_unet/enc_dec_icbm152"])[0])
+    raster = resolved(compose(["+experiment=asm_unet/raster_icbm152"])[0])
+    for row in (default, decoder, raster):
+        row.pop("compare")
+    assert default | {"backbone": raster["backbone"]} == raster
+    assert default["model"]["network"].pop("asm_in_decoder") is False
+    assert decoder["model"]["network"].pop("asm_in_decoder") is True
+    assert default == decoder
