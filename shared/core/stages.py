@@ -58,6 +58,7 @@ class Stage:
         trainable: globs of parameters that are trained. prepare: nodes applied before the stage.
         no_decay: globs of parameters without weight decay. clip: largest gradient norm, or null.
         max_len: longest sequence in tokens, or null. evaluate: names from recipe.evaluations.
+        eval_every: steps between evaluations on the validation part, or null for the stage's end alone.
         num_workers: processes that make examples; 0 makes them in the training process.
         max_bad_steps: steps with a loss that is not finite, after which the run ends.
     """
@@ -75,6 +76,7 @@ class Stage:
     clip: float | None = None
     max_len: int | None = None
     evaluate: list[str] = field(default_factory=list)
+    eval_every: int | None = None
     num_workers: int = 0
     max_bad_steps: int = 10
 
@@ -286,8 +288,8 @@ def make_trainer(setting: Setting, stage: Stage, last: Path) -> tuple[pl.Trainer
     options, debug = setting.cfg.callbacks, setting.debug
     log = Log(setting.metrics, setting.wandb, options.log_every_steps)
     callbacks: list[pl.Callback] = [log]
-    if options.eval_every_steps and stage.evaluate:
-        callbacks.append(HeldOut(partial(score, setting, stage), log, options.eval_every_steps))
+    if stage.eval_every and stage.evaluate:
+        callbacks.append(HeldOut(partial(score, setting, stage), log, stage.eval_every))
     callbacks.append(Progress(options.log_every_steps))
     callbacks.append(Checkpoint(last, options.save_every_steps, options.save_every_minutes))
     profiler = None

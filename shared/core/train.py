@@ -34,13 +34,14 @@ from bestiary.shared.core.stages import (
 )
 
 
-def train(cfg: DictConfig, choices: dict[str, str], overrides: list[str]) -> dict[str, Any]:
+def train(cfg: DictConfig, choices: dict[str, str], overrides: list[str], compared: bool = False) -> dict[str, Any]:
     """Run a recipe: check, train its stages, evaluate the held-out part, compare, report.
 
     Args:
         cfg: the composed config.
         choices: the option of each group.
         overrides: the command line.
+        compared: this is a run beside another, which reports for both.
 
     Returns:
         What result.json holds.
@@ -64,9 +65,9 @@ def train(cfg: DictConfig, choices: dict[str, str], overrides: list[str]) -> dic
         if callable(baselines):
             known: dict[str, dict[str, float]] = baselines()
             finished.baselines = known | finished.baselines
-        lines = module_class(cfg).report(model, finished)
+        lines = [] if compared else [*module_class(cfg).report(model, finished), f"run folder  {run.folder}"]
         result = write_result(run, metrics, setting.source.revision, began, scope(setting))
-        print("\n".join(["", *lines, f"run folder  {run.folder}"]), flush=True)
+        print("\n".join(["", *lines] if lines else [f"done: {run.folder}"]), flush=True)
         return result
     except (StopRun, KeyboardInterrupt):
         if rank() == 0:
@@ -147,7 +148,7 @@ def _compare(setting: Setting, finished: FinishedRun) -> None:
         folder = finished.folder / "compare" / name
         overrides = [o for o in setting.run.overrides if not o.startswith(("paths.run_dir=", "resume=", "compare"))]
         cfg, choices = compose([*overrides, *extra, f"paths.run_dir='{folder}'", "compare=null"])
-        result = train(cfg, choices, [*overrides, *extra])
+        result = train(cfg, choices, [*overrides, *extra], compared=True)
         finished.compared[name] = folder
         finished.baselines[name] = result["metrics"]
 

@@ -71,9 +71,9 @@ def plot_curves(runs: Mapping[str, Path], path: Path, title: str = "") -> Path:
         loss = series.get("train/loss")
         if loss:
             left.plot(*loss, label=name, color=f"C{number}", linewidth=1.4)
-        for index, metric in enumerate(shown_metrics(series)):
+        for index, metric in enumerate(shown_metrics(series, means=len(runs) > 1)):
             label = f"{name}: {metric}" if len(runs) > 1 else metric
-            right.plot(*series[metric], "o-", label=label, color=f"C{index + number * MOST_CURVES}", markersize=4)
+            right.plot(*series[metric], "o-", label=label, color=f"C{index + number}", markersize=4)
     for axis, heading in ((left, "training loss"), (right, "held out (val)")):
         axis.set_title(heading, fontsize=10)
         axis.set_xlabel("step")
@@ -89,8 +89,15 @@ def plot_curves(runs: Mapping[str, Path], path: Path, title: str = "") -> Path:
     return path
 
 
-def shown_metrics(series: Series) -> list[str]:
-    """Which held-out metrics are drawn: Dice where there is any (other units would hide it), else the first few."""
+def shown_metrics(series: Series, means: bool = False) -> list[str]:
+    """Which held-out metrics are drawn: Dice where there is any (other units would hide it), else the first few.
+
+    Args:
+        series: what there is.
+        means: only the first mean, so that several runs can be told apart.
+    """
     held_out = [name for name in series if name.startswith("val/")]
-    dice = [name for name in held_out if "/dice/" in name]
-    return (dice or held_out)[:MOST_CURVES]
+    shown = [name for name in held_out if "/dice/" in name] or held_out
+    if means:
+        return ([name for name in shown if name.endswith("/mean")] or shown)[:1]
+    return shown[:MOST_CURVES]
