@@ -20,9 +20,10 @@ $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-# torch comes first and alone, because TORCH_INDEX holds torch and little else. An existing torch is kept.
+# torch and torchvision come first, because TORCH_INDEX holds them and little else, and because a torchvision built for
+# another torch does not load. Later installs keep them.
 $(VENV)/.torch: $(VENV)/.made
-	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch>=2.10'
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch>=2.10' torchvision
 	touch $@
 
 # Stamps: a second run installs nothing unless pyproject.toml changed.

@@ -1,0 +1,153 @@
+"""Every command of the README is run: shrunk by overrides, otherwise as printed. `make` ones are run from a clone."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+TINY_LM = [
+    *("debug=fast", "backbone.config.num_hidden_layers=1", "dataset.held_out_chats=2"),
+]
+TINY_SEG = [
+    *("debug=fast", "model.sw_overlap=0", "model.mirror_tta=false", "encoder.features=[4,8,16,20]"),
+    *("encoder.convs_per_stage=1", "backbone.min_channels=16", "recipe.num_workers=0"),
+    *("recipe.evaluations.volume.protocol.hd95=false", "recipe.evaluations.volume.protocol.nsd=false"),
+]
+
+
+def commands(block_kind="bash"):
+    blocks = re.findall(rf"```{block_kind}\n(.*?)```", README.read_text(), re.DOTALL)
+    return [line.split("  #")[0].rstrip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def shrink(words, folder):
+    """The words of a train command, smaller; a debug preset of the command itself is kept."""
+    text = " ".join(words)
+    if "--cfg" in words:
+        return words
+    extra = TINY_LM if "_examples" in text else list(TINY_SEG)
+    if "nnunet_folder" in text:
+        extra = ["encoder.features=[4,8,16,20,24]" if e.startswith("encoder.features") else e for e in extra]
+    elif "_examples" not in text:
+        extra += ["dataset.downsample=4", "compare=null"]
+    if "backbone=none" in text:
+        extra = [e for e in extra if not e.startswith("backbone.")]
+    if "debug=" in text:
+        extra = [e for e in extra if not e.startswith("debug=")]
+    words = [w for w in words if not w.startswith("recipe.steps=")]
+    return [*words, *extra, f"paths.runs={folder}"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, request):
+    """Runs that later commands read, and a data set in nnU-Net's layout."""
+    return {"folder": tmp_path_factory.mktemp("readme")}
+
+
+@pytest.fixture
+def lm_run(world, run_tool):
+    if "lm" not in world:
+        folder = world["folder"] / "lm"
+        done = run_tool("train", "+project=_examples", *TINY_LM, f"paths.run_dir={folder}")
+        assert done.returncode == 0, done.stderr
+        world["lm"] = folder
+    return world["lm"]
+
+
+@pytest.fixture
+def seg_run(world, run_tool, need_asset):
+    need_asset("icbm152")
+    if "seg" not in world:
+        folder = world["folder"] / "seg"
+        words = shrink(["+project=asm_unet"], world["folder"])
+        done = run_tool("train", *words, f"paths.run_dir={folder}")
+        assert done.returncode == 0, done.stderr
+        world["seg"] = folder
+    return world["seg"]
+
+
+def nnunet_folder(folder):
+    nib = pytest.importorskip("nibabel")
+    import json
+
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    for kind in ("imagesTr", "labelsTr"):
+        (folder / kind).mkdir(parents=True)
+    for case in range(5):
+        image = rng.normal(100, 10, (36, 34, 33)).astype(np.float32)
+        label = np.zeros(image.shape, np.uint8)
+        label[8:20, 8:20, 8 : 16 + case] = 1
+        image[label > 0] += 40
+        nib.save(nib.Nifti1Image(image, np.eye(4)), folder / "imagesTr" / f"liver_{case}_0000.nii.gz")
+        nib.save(nib.Nifti1Image(label, np.eye(4)), folder / "labelsTr" / f"liver_{case}.nii.gz")
+    meta = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps({**meta, "numTraining": 5}))
+    return folder
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if not c.startswith("make ")])
+def test_command(command, run_tool, request, tmp_path, world, need_asset):
+    words = shlex.split(command)
+    assert words[0] == "python", f"the README shows a command this test does not know: {command}"
+    assert words[1].startswith("tools/")
+    tool, words = Path(words[1]).stem, words[2:]
+    text = " ".join(words)
+    if "asm_unet" in text and tool == "train":
+        need_asset("icbm152")
+    if "RUN_FOLDER" in text:
+        run = request.getfixturevalue("seg_run" if tool == "predict" else "lm_run")
+        words = [w.replace("RUN_FOLDER", str(run)) for w in words]
+    if "scan.nii.gz" in text:
+        scan = nnunet_folder(tmp_path / "data") / "imagesTr" / "liver_0_0000.nii.gz"
+        words = [w.replace("scan.nii.gz", str(scan)) for w in words]
+    if "Dataset042_Liver" in text:
+        data = nnunet_folder(tmp_path / "Dataset042_Liver")
+        words = [w.replace("/data/Dataset042_Liver", str(data)) for w in words]
+        words = [w.replace("[64,128,128]", "[32,32,32]") for w in words]
+    if tool == "train":
+        words = shrink(words, tmp_path / "runs")
+    done = run_tool(tool, *words, cwd=tmp_path)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    assert done.stdout.strip()
+
+
+def test_python_example():
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    names: dict = {}
+    exec(compile(code, str(README), "exec"), names)
+    assert names["logits"].shape == (1, 4, 64, 64)
+    assert names["orders"].shape == (3, 2, 100)
+
+
+def test_make_commands_are_the_two_that_are_promised():
+    assert {c.split()[1] for c in commands() if c.startswith("make ")} == {"train", "test"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("target", ["train", "test"])
+def test_make_from_a_clone(target, root, tmp_path, clean_env):
+    """What a newcomer types; the environment is made anew, so this needs the package index."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(root), str(clone)], check=True)
+    env = clean_env(BESTIARY_RUNS=str(tmp_path / "runs"))
+    done = subprocess.run(
+        ["make", target, f"PYTHON={sys.executable}"], cwd=clone, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    if target == "train":
+        shown = done.stdout.splitlines()
+        for row in ("ASM-UNet", "intensity lookup", "plain net", "overlay", "run folder"):
+            assert any(line.startswith(row) for line in shown), row
+        overlay = next(line.split(maxsplit=1)[1] for line in shown if line.startswith("overlay"))
+        assert Path(overlay).is_file()
+    else:
+        assert re.search(r"\d+ passed", done.stdout)
+    shutil.rmtree(clone)
