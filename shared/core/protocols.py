@@ -160,6 +160,10 @@ class LanguageBackbone(Protocol):
         """Add special tokens, growing the embedding where needed; returns their ids."""
         ...
 
+    def layer_classes(self) -> set[type[nn.Module]]:
+        """Classes of its layers; a model's ``wrap_policy`` hands them to FSDP."""
+        ...
+
     def forward(
         self,
         inputs_embeds: torch.Tensor,
