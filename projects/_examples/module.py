@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bestiary.shared.core.module import BestiaryModule
+from bestiary.shared.language.causal_lm import move
 from bestiary.shared.viz.curves import plot_curves
 
 
@@ -20,7 +21,8 @@ class ExampleModule(BestiaryModule):
         """Numbers, and what the model answers to the first held-out prompts; they go to samples.jsonl too."""
         examples = list(run.source.held_out("test", "chat"))[:4]
         with torch.no_grad():
-            texts = model.generate(model.processor()(examples, "prompt"), 1).texts  # type: ignore[operator]
+            batch = move(model.processor()(examples, "prompt"), next(model.parameters()).device)  # type: ignore[operator]
+            texts = model.generate(batch, 1).texts  # type: ignore[operator]
         samples = [
             {"prompt": e["messages"][-1]["content"][0]["value"], "answer": t, "expected": e["answer"]}
             for e, t in zip(examples, texts, strict=True)

@@ -105,6 +105,8 @@ class WandbLog:
                 mode=mode,
                 config=config,
                 resume="allow",
+                # What W&B prints at the end of an offline run would bury the run's own report.
+                settings=wandb.Settings(silent=mode == "offline"),
             )
         except Exception as error:
             self._say(error)

@@ -86,8 +86,11 @@ def open_run(cfg: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     project = values["project"]["name"]
     run = Run(Path(), values, choices, overrides, identity)
     resume, wanted = values["resume"], values["paths"]["run_dir"]
-    if os.environ.get("LOCAL_RANK", "0") != "0" and RUN_DIR_VARIABLE in os.environ:
-        run.folder = Path(wanted or os.environ[RUN_DIR_VARIABLE]).expanduser().absolute()
+    if rank():
+        given = wanted or os.environ.get(RUN_DIR_VARIABLE)
+        if not given:
+            raise ConfigError("processes that something else starts (torchrun) need one folder: give paths.run_dir=…")
+        run.folder = Path(given).expanduser().absolute()
         return run
     if wanted or resume not in ("auto", "never", None):
         run.folder = Path(wanted or resume).expanduser().absolute()
@@ -105,6 +108,11 @@ def open_run(cfg: DictConfig, choices: dict[str, str], overrides: list[str]) -> 
     os.environ[RUN_DIR_VARIABLE] = str(run.folder)
     _write_head(run)
     return run
+
+
+def rank() -> int:
+    """This process's rank, also before a process group exists."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
 
 
 def _find_unfinished(run: Run, base: Path) -> bool:

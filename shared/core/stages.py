@@ -169,7 +169,7 @@ def run_stages(setting: Setting) -> tuple[nn.Module, Structure]:
     structure = load_structure(previous)
     model = build_model(structure)
     load_weights(model, previous)
-    return model.eval(), structure
+    return model.to(device_of(setting.cfg)).eval(), structure
 
 
 def first_structure(setting: Setting) -> Structure:
@@ -213,6 +213,7 @@ def _run_stage(setting: Setting, name: str, stage: Stage, folder: Path, previous
     trainer.fit(module, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     model = gathered(setting, stage, previous, model)
     if trainer.is_global_zero:
+        model.to(device_of(setting.cfg))
         values = score(setting, stage, model)
         log.write(name, stage.steps, values)
         save_checkpoint(folder, model, structure)
@@ -297,7 +298,7 @@ def make_trainer(setting: Setting, stage: Stage, last: Path) -> tuple[pl.Trainer
         profiler = SimpleProfiler(dirpath=str(setting.run.folder), filename="profile")
     node = to_plain(setting.cfg.trainer)
     if node.get("precision") == "auto":
-        node["precision"] = auto_precision(node.get("accelerator", "auto"))
+        node["precision"] = auto_precision(setting.cfg)
     if str(node["precision"]).startswith("16-mixed"):
         raise ConfigError("trainer.precision=16-mixed needs a loss scale, which is not built: use bf16-mixed")
     quiet_lightning()
@@ -332,10 +333,15 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def auto_precision(accelerator: str) -> str:
+def device_of(cfg: DictConfig) -> torch.device:
+    """Where a run computes: the GPU if there is one and the trainer may use it."""
+    gpu = cfg.trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+
+
+def auto_precision(cfg: DictConfig) -> str:
     """bf16-mixed on a GPU that computes in it, else 32-true."""
-    gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
+    return "bf16-mixed" if device_of(cfg).type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
 
 
 def score(setting: Setting, stage: Stage, model: nn.Module) -> dict[str, float]:

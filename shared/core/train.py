@@ -21,10 +21,12 @@ from bestiary.shared.core.estimate import refuse_what_cannot_fit
 from bestiary.shared.core.evaluate import evaluate_all
 from bestiary.shared.core.loggers import MetricsFile, WandbLog
 from bestiary.shared.core.protocols import DataSource
-from bestiary.shared.core.runs import FinishedRun, Run, add_wall_time, open_run, write_result
+from bestiary.shared.core.runs import FinishedRun, Run, add_wall_time, device_name, open_run, rank, write_result
 from bestiary.shared.core.stages import (
     Setting,
     Stage,
+    auto_precision,
+    device_of,
     final_split,
     first_structure,
     module_class,
@@ -62,9 +64,8 @@ def train(cfg: DictConfig, choices: dict[str, str], overrides: list[str], compar
         if rank():
             return {"metrics": {}}
         baselines: Any = getattr(setting.source, "baselines", None)
-        if callable(baselines):
-            known: dict[str, dict[str, float]] = baselines()
-            finished.baselines = known | finished.baselines
+        if baselines is not None:
+            finished.baselines = baselines() | finished.baselines
         lines = [] if compared else [*module_class(cfg).report(model, finished), f"run folder  {run.folder}"]
         result = write_result(run, metrics, setting.source.revision, began, scope(setting))
         print("\n".join(["", *lines] if lines else [f"done: {run.folder}"]), flush=True)
@@ -99,6 +100,10 @@ def prepare_run(cfg: DictConfig, choices: dict[str, str], overrides: list[str]) 
     setting.run = open_run(cfg, choices, overrides)
     if rank() == 0:
         say_size(cfg, choices, stages)
+        device = device_of(cfg)
+        precision = auto_precision(cfg) if cfg.trainer.precision == "auto" else cfg.trainer.precision
+        threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+        print(f"on {device_name() if device.type == 'cuda' else 'the CPU'}{threads}, precision {precision}", flush=True)
         print(f"{'resuming' if setting.run.resumed else 'run'} {setting.run.folder}", flush=True)
         setting.metrics = MetricsFile(setting.run.folder / "metrics.csv")
         if cfg.logger.wandb is not None:
@@ -127,11 +132,6 @@ def without_missing(node: Any) -> Any:
     if isinstance(node, dict):
         return {k: without_missing(v) for k, v in node.items() if v != "???"}
     return node
-
-
-def rank() -> int:
-    """This process's rank, also before a process group exists."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
 
 
 def scope(setting: Setting) -> str:
