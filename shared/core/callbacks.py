@@ -126,7 +126,8 @@ class HeldOut(pl.Callback):
     """
 
     def __init__(self, score: Callable[[nn.Module], dict[str, float]], log: Log, every: int):
-        self.score, self.log, self.every = score, log, every
+        # Not self.log: Lightning gives every callback a method of that name.
+        self.score, self.writer, self.every = score, log, every
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: BestiaryModule, *_: Any) -> None:  # type: ignore
         """Evaluate when due; the end of the stage has an evaluation of its own."""
@@ -135,7 +136,7 @@ class HeldOut(pl.Callback):
             sharded = isinstance(next(pl_module.model.parameters()), DTensor)
             values = self.score(pl_module.model) if sharded or trainer.is_global_zero else {}
             if trainer.is_global_zero:
-                self.log.write(pl_module.stage, step, values)
+                self.writer.write(pl_module.stage, step, values)
                 shown = "  ".join(f"{k} {v:.4f}" for k, v in list(values.items())[:6])
                 print(f"{pl_module.stage} step {step}: {shown}", flush=True)
             trainer.strategy.barrier()

@@ -67,6 +67,11 @@ def build_model(structure: Structure) -> nn.Module:
     built = build(model, **context)
     if not isinstance(built, nn.Module):
         raise ConfigError("model: the target did not build a torch module")
+    tasks = getattr(built, "tasks", None)
+    if tasks is not None and spec.task not in tasks:
+        raise ConfigError(
+            f"{type(built).__name__} takes data of task {' or '.join(tasks)}, and this data set is of task {spec.task}"
+        )
     for number, node in enumerate(structure.prepare):
         built = apply_prepare(built, node, structure.seed, number)
     return built

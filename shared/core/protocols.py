@@ -181,6 +181,8 @@ class LanguageBackbone(Protocol):
 class Model(Protocol):
     """What the stage runner trains, evaluates and saves; an nn.Module with these members.
 
+    A model with an attribute ``tasks`` is refused data of any other task, before anything is read.
+
     A model that must remember something of its data beyond the spec (an image's normalisation) also has
     ``adapt_to(source)``, called once before a run's first stage; it keeps what it learns in a buffer.
     """

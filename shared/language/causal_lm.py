@@ -26,6 +26,8 @@ class CausalLM(nn.Module):
         max_new_tokens: the default length of an answer.
     """
 
+    tasks = ("text", "chat")
+
     def __init__(self, backbone: LanguageBackbone, max_new_tokens: int = 64):
         super().__init__()
         self.backbone: Any = backbone

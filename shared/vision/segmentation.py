@@ -73,6 +73,7 @@ class SegmentationModel(nn.Module):
         normalize: a scheme for each channel (see :mod:`bestiary.shared.data.preprocess`); None is z-score.
     """
 
+    tasks = ("seg",)
     normalization: torch.Tensor
 
     def __init__(
