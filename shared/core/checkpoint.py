@@ -7,6 +7,7 @@ command line, and loading needs neither the data set nor the machine that wrote 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -87,7 +88,14 @@ def save_checkpoint(folder: Path, model: nn.Module, structure: Structure) -> Non
     """Write weights.safetensors and structure.json, each aside and then renamed."""
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".weights.{os.getpid()}.safetensors"
-    save_model(model, str(aside))
+    try:
+        save_model(model, str(aside))
+    except SafetensorError as error:
+        aside.unlink(missing_ok=True)
+        # safetensors reports a full disk in words of its own.
+        if "os error 28" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "weights.safetensors")) from error
+        raise
     os.replace(aside, folder / "weights.safetensors")
     write_json(folder / "structure.json", asdict(structure))
 
@@ -130,7 +138,10 @@ def load_structure(folder: Path) -> Structure:
             f"{file} has format {values.get('format') if isinstance(values, dict) else '?'}; "
             f"this version reads {FORMAT}"
         )
-    return Structure(**values)
+    try:
+        return Structure(**values)
+    except TypeError as error:
+        raise BadDataError(f"{file} was written by another version, or edited: {error}") from error
 
 
 def find_checkpoint(path: Path | str) -> Path:

@@ -135,6 +135,15 @@ def tolerant(arguments: Sequence[str]) -> list[str]:
     return [*overrides, *options]
 
 
+EXTRA_OF = {
+    **dict.fromkeys(
+        ("hydra", "omegaconf", "lightning", "torch", "numpy", "safetensors", "rich", "transformers"), "zoo"
+    ),
+    **dict.fromkeys(("monai", "nibabel", "scipy"), "medical"),
+}
+"""Which extra brings a package that the scripts cannot do without."""
+
+
 class short_answers:
     """Prints a UserError's message and leaves with its exit code; every other exception keeps its traceback."""
 
@@ -146,6 +155,10 @@ class short_answers:
             sys.stdout.flush()
             print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
             sys.exit(error.exit_code)
+        if isinstance(error, ModuleNotFoundError) and (root := str(error.name).split(".")[0]) in EXTRA_OF:
+            command = f"pip install -e '.[{EXTRA_OF[root]}]'"
+            print(f"{os.path.basename(sys.argv[0])}: {root} is not installed: {command}", file=sys.stderr)
+            sys.exit(2)
         if isinstance(error, OSError) and error.errno == 28:
             print(
                 f"{os.path.basename(sys.argv[0])}: the disk is full ({error.filename or 'while writing'}); "

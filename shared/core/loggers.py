@@ -26,11 +26,14 @@ class MetricsFile:
         self.columns = ["stage", "step"]
         self.rows: list[dict[str, str]] = []
         if file.is_file():
-            with open(file, newline="") as handle:
-                reader = csv.DictReader(handle)
-                self.columns = list(reader.fieldnames or self.columns)
-                # A row cut short by a kill has blanks for its last columns; its step is logged again anyway.
-                self.rows = [{k: v for k, v in row.items() if k and v} for row in reader]
+            # A last line without its end was cut short by a full disk; what is left of it may read as another step.
+            text = file.read_bytes().decode()
+            whole = text[: text.rfind("\n") + 1]
+            reader = csv.DictReader(io.StringIO(whole, newline=""))
+            self.columns = list(reader.fieldnames or self.columns)
+            self.rows = [{k: v for k, v in row.items() if k and v} for row in reader]
+            if whole != text:
+                self._rewrite()
 
     def rewind(self, stage: str, step: int) -> None:
         """Drop this stage's rows beyond ``step``."""

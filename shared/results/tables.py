@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from bestiary.shared.core.errors import UserError
+from bestiary.shared.core.errors import UserError, require
 
 SCHEMA = 1
 TIERS = ("smoke", "small", "full")
@@ -149,6 +147,7 @@ def read_table(path: Path | str, project: str | None = None) -> Table:
         TableError: if the file is not YAML or does not follow the schema.
     """
     path = Path(path)
+    yaml = require("yaml", "zoo")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
