@@ -6,8 +6,12 @@ from typing import Any
 
 from torch import nn
 
+from bestiary.projects.asm_unet.adaptive_scan import AdaptiveScanMamba
 from bestiary.shared.core.module import BestiaryModule
+from bestiary.shared.nn.mixers import RasterMamba
 from bestiary.shared.viz.segmentation_report import segmentation_report
+
+NAMES = {AdaptiveScanMamba: "ASM-UNet", RasterMamba: "raster order"}
 
 
 class ASMUNetModule(BestiaryModule):
@@ -16,4 +20,6 @@ class ASMUNetModule(BestiaryModule):
     @classmethod
     def report(cls, model: nn.Module, run: Any) -> list[str]:
         """See :func:`~bestiary.shared.viz.segmentation_report.segmentation_report`."""
-        return segmentation_report(model, run, name="ASM-UNet")
+        kinds = {type(module) for module in model.modules()}
+        name = next((name for kind, name in NAMES.items() if kind in kinds), "plain net")
+        return segmentation_report(model, run, name)

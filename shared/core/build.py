@@ -166,6 +166,11 @@ def parameters(target: Any) -> tuple[tuple[str, ...], bool]:
     return names, any(p.kind == p.VAR_KEYWORD for p in values)
 
 
+def _required(target: Any, name: str) -> bool:
+    parameter = inspect.signature(target).parameters.get(name)
+    return parameter is not None and parameter.default is parameter.empty
+
+
 def nearest(name: str, known: Any) -> str:
     """``; did you mean 'x'?`` or an empty string."""
     close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.6)
@@ -182,6 +187,9 @@ def _build(value: Any, context: Mapping[str, Any]) -> Any:
         arguments = {k: _build(v, context) for k, v in value.items() if k not in RESERVED}
         names, _ = parameters(target)
         arguments = {k: v for k, v in context.items() if k in names} | arguments
+        for part in ("encoder", "backbone"):  # chosen as none, where the target cannot do without
+            if part in arguments and arguments[part] is None and part in context and _required(target, part):
+                raise ConfigError(f"{_label(target)} needs a {part}, and there is none: choose one with {part}=…")
         # Hydra resolves the name (and applies its own blocklist); the arguments are passed by us, so that modules
         # among them are neither copied nor turned into config nodes.
         factory = instantiate({"_target_": value["_target_"], "_partial_": True})

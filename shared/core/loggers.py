@@ -133,4 +133,5 @@ class WandbLog:
                 self._say(error)
 
     def _say(self, error: Exception) -> None:
-        print(f"W&B is left out of this run: {str(error).splitlines()[0]}", flush=True)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print(f"W&B is left out of this run: {reason}", flush=True)

@@ -133,7 +133,8 @@ def _claim(run: Run, must: bool) -> bool:
     run.folder.mkdir(parents=True, exist_ok=True)
     lock = open(run.folder / ".lock", "w")  # noqa: SIM115 - held for as long as the run lives
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Not flock: the workers of a loader would inherit it, and hold it for seconds after this process was killed.
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.close()
         if must:
