@@ -158,6 +158,9 @@ def read_prompts(path: Path) -> list[str]:
     if path.suffix == ".jsonl":
         try:
             lines = [json.loads(line)["prompt"] for line in lines]
+            for line in lines:
+                if not isinstance(line, str):
+                    raise TypeError(f"{line!r} is no text")
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise BadDataError(f'{path}: every line must be JSON like {{"prompt": "…"}} ({error!r})') from error
     elif path.suffix != ".txt":
