@@ -99,7 +99,7 @@ def split_arguments(name: str, arguments: Sequence[str], strict: bool = False) -
             raise ConfigError(f"{argument!r} is not key=value\nusage: {usage}")
         if key in list(cfg):
             # A path may hold any character: only several inputs are split, at their commas.
-            OmegaConf.update(cfg, key, value.split(",") if "," in value else value)
+            OmegaConf.update(cfg, key, value.split(",") if key == "inputs" and "," in value else value)
         elif strict or ("." not in key and nearest(key, cfg)):
             raise ConfigError(f"there is no key {key!r}{nearest(key, cfg)}\nusage: {usage}")
         else:
