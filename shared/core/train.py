@@ -16,7 +16,7 @@ from bestiary.shared.core.build import build, check_node
 from bestiary.shared.core.callbacks import StopRun
 from bestiary.shared.core.checkpoint import find_checkpoint, load_checkpoint, write_json
 from bestiary.shared.core.config import check_choices, compose, conf_dir, differences, resolved
-from bestiary.shared.core.errors import ConfigError
+from bestiary.shared.core.errors import BadDataError, ConfigError
 from bestiary.shared.core.estimate import refuse_what_cannot_fit
 from bestiary.shared.core.evaluate import evaluate_all
 from bestiary.shared.core.loggers import MetricsFile, WandbLog
@@ -95,7 +95,9 @@ def prepare_run(cfg: DictConfig, choices: dict[str, str], overrides: list[str]) 
     run = Run(Path(), values, choices, overrides, "")
     split = final_split(source, evaluations)
     setting = Setting(cfg, run, source, source.spec(), evaluations, split, MetricsFile(Path(os.devnull)))
-    if not cfg.init_from:
+    if cfg.init_from:
+        find_checkpoint(cfg.init_from)
+    else:
         refuse_what_cannot_fit(first_structure(setting), next(iter(stages.values())), source, cfg)
     setting.run = open_run(cfg, choices, overrides)
     if rank() == 0:
@@ -197,12 +199,16 @@ def evaluate_checkpoint(options: Any, overrides: list[str]) -> dict[str, float]:
         options: conf/eval.yaml with its arguments.
         overrides: changes to the run's stored config.
     """
+    if options.split not in ("val", "test"):
+        raise ConfigError(f"split={options.split}: a data set holds out val and test")
     model, source, cfg, changed = load_run(options.checkpoint, overrides)
     for line in changed[:10]:
         print(f"differs from today's conf/ (the stored value is used): {line}", flush=True)
     debug = dict(cfg.get("debug") or {})
     model.to(pick_device(options.device))
     values = evaluate_all(model, source, read_evaluations(cfg), options.split, debug.get("max_held_out"))
+    if not values:
+        raise BadDataError(f"the {options.split} part of this data set is empty")
     width = max(len(name) for name in values)
     for name, value in values.items():
         print(f"{name:<{width}}  {value:.4f}")
