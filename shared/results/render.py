@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from bestiary.shared.core.errors import UserError
-from bestiary.shared.results.join import Cell
+from bestiary.shared.results.join import NOTHING_PUBLISHED, Cell
 from bestiary.shared.results.tables import Table
 
 HEADINGS = ("row", "metric", "published", "measured", "difference", "verdict")
@@ -82,16 +82,32 @@ def _protocol(table: Table) -> str:
 
 
 def to_markdown(table: Table, cells: Sequence[Cell]) -> str:
-    """A Markdown table with the protocol below it."""
-    out = ["| " + " | ".join(HEADINGS) + " |", "|---|---|---:|---:|---:|---|"]
-    out += ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines_of(cells)]
-    out += [
-        "",
-        f"Protocol: {_protocol(table)}.",
-    ]
+    """A Markdown table, one line a row and one column a metric, with the protocol below it."""
+    keys = list(dict.fromkeys(cell.metric.key for cell in cells))
+    units = {cell.metric.key: cell.metric.unit for cell in cells}
+    names = [key if units[key] in ("fraction", "") else f"{key} [{units[key]}]" for key in keys]
+    out = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(keys)]
+    rows: dict[str, dict[str, Cell]] = {}
+    for cell in cells:
+        rows.setdefault(cell.row.id, {})[cell.metric.key] = cell
+    for by_metric in rows.values():
+        label = next(iter(by_metric.values())).row.label
+        texts = [label, *(_markdown_cell(by_metric[key]) if key in by_metric else "" for key in keys)]
+        out.append("| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |")
+    out += ["", f"Protocol: {_protocol(table)}."]
     sources = dict.fromkeys(cell.row.source for cell in cells if cell.row.source)
     out += [f"Published: {source}" for source in sources]
     return "\n".join(out)
+
+
+def _markdown_cell(cell: Cell) -> str:
+    """What was measured, what was published, and the verdict; nothing that is not there."""
+    published = "" if cell.published is None else f"published {cell.metric.format(cell.published)}"
+    if cell.measured is None:
+        return ", ".join(text for text in (cell.verdict, published) if text)
+    verdict = "" if cell.verdict == NOTHING_PUBLISHED else cell.verdict
+    beside = ", ".join(text for text in (published, verdict) if text)
+    return _measured(cell) + (f"; {beside}" if beside else "")
 
 
 _BLOCK = re.compile(r"(<!-- table (?P<ref>[\w./-]+) -->\n)(?P<body>.*?)(<!-- /table -->)", re.DOTALL)

@@ -156,7 +156,7 @@ def test_list_show_and_report(reproduce):
     assert "dice 0.910 (T1)" in shown
     assert "blocked    quoted from others" in shown
     report = reproduce("report", "toy/t1", "--markdown")
-    assert "| Good | dice | 0.910 | - | - | not run |" in report.stdout
+    assert "| Good | not run, published 0.910 |" in report.stdout
 
 
 def test_check_keeps_readmes_equal(reproduce, zoo):
@@ -164,7 +164,7 @@ def test_check_keeps_readmes_equal(reproduce, zoo):
     readme.write_text("# toy\n<!-- table toy/t1 -->\n<!-- /table -->\n")
     assert reproduce("check").returncode == 3
     assert reproduce("check", "--write").returncode == 0
-    assert "| Good | dice |" in readme.read_text()
+    assert "| Good | not run, published 0.910 |" in readme.read_text()
     assert reproduce("check").returncode == 0
     reproduce("run", "toy/t1", "--row", "good")
     result = reproduce("check")

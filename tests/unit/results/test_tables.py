@@ -180,7 +180,7 @@ def test_a_reduced_number_always_carries_the_word(write):
 def test_rendering(write):
     table = tables.read_table(write(GOOD))
     cells = join.join(table, [measurement(value=0.9173)])
-    assert "| Ours | dice | 0.912 | 0.917 ± 0.002 (n=3) | +0.005 | above |" in render.to_markdown(table, cells)
+    assert "| Ours | 0.917 ± 0.002 (n=3); published 0.912, above |" in render.to_markdown(table, cells)
     assert "0.917 ± 0.002 (n=3)" in render.to_terminal(table, cells)
     tiny = join.join(table, [measurement(value=0.9119999)])
     assert render.lines_of(tiny)[0][4:] == ("0.000", "match")
