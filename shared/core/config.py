@@ -130,7 +130,10 @@ def _unknown_key(full_key: str, overrides: Sequence[str]) -> str:
         known += ["seed", "resume", "init_from", "compare"]
         return f"there is no key {full_key!r}{nearest(full_key, known)}\nconfig groups: {', '.join(sorted(known))}"
     try:
-        kept = [o for o in overrides if full_key not in o.split("=", 1)[0]]
+        keys = {o: o.split("=", 1)[0].lstrip("+~") for o in overrides}
+        kept = [o for o, k in keys.items() if not (f"{k}.".startswith(f"{full_key}.") or full_key.startswith(f"{k}."))]
+        if len(kept) == len(overrides):  # composing again would fail again, for ever
+            raise ConfigError(full_key)
         node: Any = compose(kept)[0]
         for part in full_key.split(".")[:-1]:
             node = node[part]
