@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 SERVER = r"""
-import json, os, runpy, sys
+import atexit, gc, json, os, runpy, sys, traceback
 root = sys.argv[1]
 sys.path.insert(0, root + "/src")
 import hydra, lightning.pytorch, matplotlib.pyplot, peft, torch, transformers
@@ -25,6 +25,7 @@ import transformers.models.llama.modeling_llama
 import bestiary.shared.core.train, bestiary.shared.core.command_line
 import bestiary.projects._examples.module, bestiary.projects._examples.data
 import bestiary.shared.language.hf_causal_lm, bestiary.shared.metrics.language, bestiary.shared.losses.causal_lm
+gc.freeze()
 print("ready", flush=True)
 job = None
 while job is None:
@@ -49,7 +50,19 @@ os.environ.clear()
 os.environ.update(job["env"])
 sys.argv = [job["script"], *job["args"]]
 exec(job["before"], {})
-runpy.run_path(job["script"], run_name="__main__")
+code = 0
+try:
+    runpy.run_path(job["script"], run_name="__main__")
+except SystemExit as error:
+    code = error.code if isinstance(error.code, int) else int(error.code is not None)
+except BaseException:
+    traceback.print_exc()
+    code = 1
+# As an interpreter ends, but for taking everything apart, which would take longer than most of these runs.
+atexit._run_exitfuncs()
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(code)
 """
 
 

@@ -158,7 +158,7 @@ def test_an_unknown_argument_names_the_nearest():
         ConfigError, match=r"backbone\.child\[1\]: Linear has no argument 'in_featurs'; did you mean 'in_features'"
     ):
         check_node({"child": [1, {"_target_": "torch.nn.Linear", "in_featurs": 2}]}, "backbone")
-    with pytest.raises(ConfigError, match="has no argument 'zzz'$"):
+    with pytest.raises(ConfigError, match=r"has no argument 'zzz'$"):
         build({**LINEAR, "zzz": 1})
     with pytest.raises(ConfigError, match="has no 'Linaer'; did you mean 'Linear'"):
         build({"_target_": "torch.nn.Linaer"})
