@@ -42,7 +42,7 @@ train: $(VENV)/.zoo  ## install what is needed, fetch the small brain, train ASM
 
 test: $(VENV)/.dev  ## install what is needed, fetch assets under 20 MB, run the tests
 	$(PY) tools/fetch.py icbm152
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev  ## ruff check, ruff format --check, import-linter
 	$(PY) -m ruff check .

@@ -76,6 +76,8 @@ class TinyTalk:
 
     def held_out(self, split: str, part: str | None = None) -> Sequence[Example]:
         """Whole topics, or different chats, of ``val`` or ``test``."""
+        if split not in ("val", "test"):
+            raise ConfigError(f"tiny_talk holds out val and test, not {split!r}")
         if part == "text":
             return [{"id": name, "text": text} for name, text in self.topics.items() if split_of(name) == split]
         self._known(part)

@@ -135,6 +135,15 @@ def build_network(
         )
     if asm_in_decoder and backbone is None:
         raise ConfigError("asm_in_decoder=true needs a mixer: choose backbone=adaptive_scan or another of kind mixer")
+    if (
+        backbone is not None
+        and isinstance(encoder, UNetPlainEncoder)
+        and all(lv.mixer is None for lv in encoder.levels)
+    ):
+        raise ConfigError(
+            f"the mixer builds no block: no level has more channels than its min_channels ({encoder.channels}); "
+            "lower backbone.min_channels, or choose backbone=none for the plain net"
+        )
     mixer = backbone if asm_in_decoder else None
     decoder = UNetDecoder(encoder, spec.num_classes, decoder_convs, mixer, deep_supervision)  # type: ignore[arg-type]
     return SegUNet(encoder, decoder, spec.in_channels)

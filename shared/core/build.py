@@ -200,6 +200,10 @@ def _build(value: Any, context: Mapping[str, Any]) -> Any:
         except UserError:
             raise
         except Exception as error:
+            # A constructor's complaint about a value is the user's to mend; anything else is a bug and keeps its trace.
+            if isinstance(error, TypeError | ValueError) or type(error).__name__ == "MisconfigurationException":
+                reason = " ".join(str(error).split())
+                raise ConfigError(f"{value['_target_']}: {reason} (HYDRA_FULL_ERROR=1 shows where)") from error
             error.add_note(f"while building {value['_target_']}")
             raise
     if isinstance(value, Mapping):

@@ -20,7 +20,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from bestiary.shared.core.build import build, nearest
-from bestiary.shared.core.errors import BadDataError, ConfigError, UserError
+from bestiary.shared.core.errors import BadDataError, ConfigError
 from bestiary.shared.core.specs import DataSpec
 from bestiary.shared.core.streams import derive_seed
 
@@ -96,6 +96,8 @@ def save_checkpoint(folder: Path, model: nn.Module, structure: Structure) -> Non
         if "os error 28" in str(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "weights.safetensors")) from error
         raise
+    with open(aside, "rb") as handle:
+        os.fsync(handle.fileno())
     os.replace(aside, folder / "weights.safetensors")
     write_json(folder / "structure.json", asdict(structure))
 
@@ -129,10 +131,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 def load_structure(folder: Path) -> Structure:
     """Read structure.json of a checkpoint folder."""
     file = folder / "structure.json"
-    try:
-        values = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise BadDataError(f"{file} is not JSON: {error}") from error
+    values = read_json(file)
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise BadDataError(
             f"{file} has format {values.get('format') if isinstance(values, dict) else '?'}; "
@@ -156,7 +155,7 @@ def find_checkpoint(path: Path | str) -> Path:
         return folder
     run_file = folder / "run.json"
     if run_file.is_file():
-        stages = json.loads(run_file.read_text())["stages"]
+        stages = read_json(run_file)["stages"]
         done = [folder / "stages" / s for s in stages if (folder / "stages" / s / "DONE").is_file()]
         if done:
             return done[-1]
@@ -165,6 +164,18 @@ def find_checkpoint(path: Path | str) -> Path:
     if not folder.exists() and folder.parent.is_dir():
         hint = nearest(folder.name, [p.name for p in folder.parent.iterdir()])
     raise BadDataError(f"{given}: no checkpoint there (a run folder, or a stage folder with structure.json){hint}")
+
+
+def read_json(file: Path) -> Any:
+    """Read JSON that a run has written.
+
+    Raises:
+        BadDataError: if it cannot be read.
+    """
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise BadDataError(f"{file} cannot be read: {error}") from error
 
 
 def write_json(file: Path, values: Any) -> None:
@@ -176,14 +187,3 @@ def write_json(file: Path, values: Any) -> None:
         handle.flush()
         os.fsync(handle.fileno())
     os.replace(aside, file)
-
-
-def check_structure(structure: Structure) -> None:
-    """Raise ConfigError or another UserError if a structure's nodes do not pass the checks of a command line."""
-    from bestiary.shared.core.build import check_node
-
-    try:
-        check_node(structure.parts)
-        check_node(structure.prepare, "prepare")
-    except UserError as error:
-        raise BadDataError(f"this checkpoint was written by a version whose parts differ: {error}") from error

@@ -37,7 +37,14 @@ def _run_hydra(name: str, task: Task) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     failed: list[BaseException] = []
 
+    def restore() -> None:
+        if full is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full
+
     def job(cfg: Any) -> None:
+        restore()
         # Hydra would print lines of its own about an exception, and -m would stop at the first: we raise it later.
         try:
             state = HydraConfig.get()
@@ -53,6 +60,7 @@ def _run_hydra(name: str, task: Task) -> None:
     except Exception as error:
         if full == "1":
             raise
+        restore()
         raise explain(error, [a for a in sys.argv[1:] if "=" in a]) from error
     if failed:
         raise failed[0]
@@ -151,6 +159,8 @@ class short_answers:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            return
         if isinstance(error, UserError):
             sys.stdout.flush()
             print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
@@ -158,6 +168,9 @@ class short_answers:
         if isinstance(error, ModuleNotFoundError) and (root := str(error.name).split(".")[0]) in EXTRA_OF:
             command = f"pip install -e '.[{EXTRA_OF[root]}]'"
             print(f"{os.path.basename(sys.argv[0])}: {root} is not installed: {command}", file=sys.stderr)
+            sys.exit(2)
+        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError | IsADirectoryError):
+            print(f"{os.path.basename(sys.argv[0])}: {error.filename}: {error.strerror}", file=sys.stderr)
             sys.exit(2)
         if isinstance(error, OSError) and error.errno == 28:
             print(

@@ -158,7 +158,13 @@ def check_choices(cfg: DictConfig) -> None:
 
     if "project" not in cfg:
         raise ConfigError(no_project())
+    if not isinstance(cfg.seed, int) or isinstance(cfg.seed, bool) or cfg.seed < 0:
+        raise ConfigError(f"seed must be a whole number from 0 on, not {cfg.seed!r}")
     stages = list(cfg.recipe.stages)
+    if isinstance(cfg.recipe.run, str) or not len(cfg.recipe.run):
+        raise ConfigError(f"recipe.run is a list of stages, for example 'recipe.run=[{stages[0]}]'")
+    if str(cfg.trainer.get("precision")) in ("16", "16-mixed", "16-true"):
+        raise ConfigError("fp16 needs a loss scale, which is not built: use trainer.precision=bf16-mixed or 32-true")
     for name in cfg.recipe.run:
         if name not in stages:
             raise ConfigError(f"recipe.run names {name!r}{nearest(name, stages)}; stages: {', '.join(stages)}")

@@ -60,7 +60,10 @@ def estimate(structure: Structure, stage: Any, accelerator: str = "auto") -> Est
     everything = _bytes(list(model.parameters()) + list(model.buffers()))
     trained = set_trainable(model, stage.trainable) if not stage.prepare else list(model.parameters())
     gradients = _bytes(trained)
-    optimizer = build({**stage.optim, "_partial_": True})([nn.Parameter(torch.zeros(4))])
+    try:
+        optimizer = build({**stage.optim, "_partial_": True})([nn.Parameter(torch.zeros(4))])
+    except (TypeError, ValueError) as error:  # a learning rate that is no number, a negative weight decay
+        raise ConfigError(f"{stage.optim['_target_']}: {error}") from error
     for group in optimizer.param_groups:
         group["params"][0].grad = torch.zeros(4)
     optimizer.step()

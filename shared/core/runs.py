@@ -16,9 +16,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from bestiary.shared.core.checkpoint import write_json
+from bestiary.shared.core.checkpoint import read_json, write_json
 from bestiary.shared.core.config import config_hash, repo_root, resolved
-from bestiary.shared.core.errors import ConfigError
+from bestiary.shared.core.errors import ConfigError, UserError
 
 RUN_DIR_VARIABLE = "BESTIARY_RUN_DIR"
 """Tells the other ranks, which are started with the same command line, where the first one writes."""
@@ -142,8 +142,12 @@ def _claim(run: Run, must: bool) -> bool:
         return False
     file = run.folder / "run.json"
     if file.is_file():
-        stored = json.loads(file.read_text())
-        if stored["config_hash"] != run.config_hash:
+        try:
+            stored = read_json(file)
+        except UserError:
+            lock.close()
+            raise
+        if stored.get("config_hash") != run.config_hash:
             lock.close()
             if must:
                 raise ConfigError(

@@ -39,6 +39,9 @@ class DataSpec:
     kernel_sizes: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("modalities", "class_names", "spacing", "patch_size", "strides", "kernel_sizes"):
+            if isinstance(getattr(self, name), int | float | str):
+                raise ConfigError(f"DataSpec.{name} must be a list, not {getattr(self, name)!r}")
         for name in ("modalities", "class_names", "spacing", "patch_size"):
             object.__setattr__(self, name, tuple(getattr(self, name) or ()))
         for name in ("strides", "kernel_sizes"):

@@ -95,7 +95,13 @@ class Stage:
         for key in ("objective", "optim", "steps", "batch_size"):
             if values.get(key) is None:
                 raise ConfigError(f"recipe.stages.{name}.{key} is missing")
+        whole = ("steps", "batch_size", "num_workers", "max_bad_steps", "max_len", "eval_every")
+        for key in whole:
+            if values.get(key) is not None and (not isinstance(values[key], int) or isinstance(values[key], bool)):
+                raise ConfigError(f"recipe.stages.{name}.{key} must be a whole number, not {values[key]!r}")
         stage = cls(**values)
+        if stage.num_workers < 0:
+            raise ConfigError(f"recipe.stages.{name}.num_workers must not be negative")
         if stage.steps < 1 or stage.batch_size < 1:
             raise ConfigError(f"recipe.stages.{name}: steps and batch_size must be at least 1")
         if stage.data and stage.blend:
@@ -107,10 +113,21 @@ def read_stages(cfg: DictConfig) -> dict[str, Stage]:
     """The stages that will run, in order, with the debug caps applied last."""
     debug = dict(cfg.get("debug") or {})
     stages = {name: Stage.read(name, cfg.recipe.stages[name]) for name in cfg.recipe.run}
-    for stage in stages.values():
+    world = processes(cfg)
+    for name, stage in stages.items():
         stage.steps = min(stage.steps, debug.get("max_steps") or stage.steps)
-        stage.batch_size = min(stage.batch_size, debug.get("max_batch") or stage.batch_size)
+        stage.batch_size = min(stage.batch_size, max(debug.get("max_batch") or stage.batch_size, world))
+        if stage.batch_size % world:
+            raise ConfigError(
+                f"recipe.stages.{name}.batch_size {stage.batch_size} cannot be divided over {world} processes"
+            )
     return stages
+
+
+def processes(cfg: DictConfig) -> int:
+    """How many processes the trainer will have, as far as the config says (``devices: auto`` counts as one)."""
+    devices = cfg.trainer.get("devices", 1)
+    return devices * cfg.trainer.get("num_nodes", 1) if isinstance(devices, int) and devices > 0 else 1
 
 
 @dataclass
@@ -187,7 +204,10 @@ def first_structure(setting: Setting) -> Structure:
 
 def model_before(setting: Setting, stage: Stage, previous: Path | None) -> tuple[nn.Module, Structure]:
     """The model a stage begins with: the checkpoint before it (or fresh weights), and its own prepare steps."""
-    structure = first_structure(setting) if previous is None else load_structure(previous)
+    structure = first_structure(setting)
+    if previous is not None:  # same net, checked before; what was done to its tree since goes on
+        stored = load_structure(previous)
+        structure.prepare, structure.seed = stored.prepare, stored.seed
     model = build_model(structure)
     if previous is not None:
         load_weights(model, previous)
@@ -295,12 +315,10 @@ def make_trainer(setting: Setting, stage: Stage, last: Path) -> tuple[pl.Trainer
     callbacks.append(Checkpoint(last, options.save_every_steps, options.save_every_minutes))
     profiler = None
     if debug.get("profiler") == "simple":
-        profiler = SimpleProfiler(dirpath=str(setting.run.folder), filename="profile")
+        profiler = SimpleProfiler(dirpath=str(setting.run.folder), filename=f"profile-{last.parent.name}")
     node = to_plain(setting.cfg.trainer)
     if node.get("precision") == "auto":
         node["precision"] = auto_precision(setting.cfg)
-    if str(node["precision"]).startswith("16-mixed"):
-        raise ConfigError("trainer.precision=16-mixed needs a loss scale, which is not built: use bf16-mixed")
     quiet_lightning()
     trainer = build(
         node,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -10,11 +9,20 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
+from yaml import YAMLError
 
-from bestiary.shared.core.build import build, check_node
+from bestiary.shared.core.build import build, check_node, nearest
 from bestiary.shared.core.callbacks import StopRun
-from bestiary.shared.core.checkpoint import find_checkpoint, load_checkpoint, write_json
+from bestiary.shared.core.checkpoint import (
+    Structure,
+    find_checkpoint,
+    load_checkpoint,
+    load_structure,
+    read_json,
+    write_json,
+)
 from bestiary.shared.core.config import check_choices, compose, conf_dir, differences, resolved
 from bestiary.shared.core.errors import BadDataError, ConfigError
 from bestiary.shared.core.estimate import refuse_what_cannot_fit
@@ -49,12 +57,12 @@ def train(cfg: DictConfig, choices: dict[str, str], overrides: list[str], compar
         What result.json holds.
     """
     began = time.monotonic()
-    setting = prepare_run(cfg, choices, overrides)
+    setting = prepare_run(cfg, choices, overrides, compared)
     run = setting.run
     try:
         if (run.folder / "result.json").is_file():
             print(f"this run is finished: {run.folder}", flush=True)
-            return json.loads((run.folder / "result.json").read_text())
+            return read_json(run.folder / "result.json")
         model, _ = run_stages(setting)
         limit = setting.debug.get("max_held_out")
         metrics = {} if rank() else evaluate_all(model, setting.source, setting.evaluations, setting.final_split, limit)
@@ -65,9 +73,11 @@ def train(cfg: DictConfig, choices: dict[str, str], overrides: list[str], compar
             return {"metrics": {}}
         baselines: Any = getattr(setting.source, "baselines", None)
         if baselines is not None:
-            finished.baselines = baselines() | finished.baselines
-        lines = [] if compared else [*module_class(cfg).report(model, finished), f"run folder  {run.folder}"]
+            protocols = [protocol for protocol, _ in setting.evaluations.values()]
+            finished.baselines = baselines(setting.final_split, protocols[0]) | finished.baselines
+        # First the numbers, then the pictures: a report that fails loses nothing.
         result = write_result(run, metrics, setting.source.revision, began, scope(setting))
+        lines = [] if compared else [*module_class(cfg).report(model, finished), f"run folder  {run.folder}"]
         print("\n".join(["", *lines] if lines else [f"done: {run.folder}"]), flush=True)
         return result
     except (StopRun, KeyboardInterrupt):
@@ -81,8 +91,15 @@ def train(cfg: DictConfig, choices: dict[str, str], overrides: list[str], compar
         run.close()
 
 
-def prepare_run(cfg: DictConfig, choices: dict[str, str], overrides: list[str]) -> Setting:
-    """Everything that can be refused is refused here, before anything is allocated; then the run folder is opened."""
+def prepare_run(cfg: DictConfig, choices: dict[str, str], overrides: list[str], compared: bool = False) -> Setting:
+    """Everything that can be refused is refused here, before anything is allocated; then the run folder is opened.
+
+    Args:
+        cfg: the composed config.
+        choices: the option of each group.
+        overrides: the command line.
+        compared: as in :func:`train`; such a run has no W&B run of its own, for only one can be open.
+    """
     check_choices(cfg)
     values = resolved(cfg)
     for part in ("model", "encoder", "backbone", "dataset", "recipe", "trainer"):
@@ -96,9 +113,8 @@ def prepare_run(cfg: DictConfig, choices: dict[str, str], overrides: list[str]) 
     split = final_split(source, evaluations)
     setting = Setting(cfg, run, source, source.spec(), evaluations, split, MetricsFile(Path(os.devnull)))
     if cfg.init_from:
-        find_checkpoint(cfg.init_from)
-    else:
-        refuse_what_cannot_fit(first_structure(setting), next(iter(stages.values())), source, cfg)
+        check_same_net(load_structure(find_checkpoint(cfg.init_from)), first_structure(setting))
+    refuse_what_cannot_fit(first_structure(setting), next(iter(stages.values())), source, cfg)
     setting.run = open_run(cfg, choices, overrides)
     if rank() == 0:
         say_size(cfg, choices, stages)
@@ -108,7 +124,7 @@ def prepare_run(cfg: DictConfig, choices: dict[str, str], overrides: list[str]) 
         print(f"on {device_name() if device.type == 'cuda' else 'the CPU'}{threads}, precision {precision}", flush=True)
         print(f"{'resuming' if setting.run.resumed else 'run'} {setting.run.folder}", flush=True)
         setting.metrics = MetricsFile(setting.run.folder / "metrics.csv")
-        if cfg.logger.wandb is not None:
+        if cfg.logger.wandb is not None and not compared:
             name = f"{values['project']['name']}/{setting.run.folder.name}"
             setting.wandb = WandbLog(values["logger"]["wandb"], setting.run.folder, name, values)
     return setting
@@ -123,8 +139,8 @@ def say_size(cfg: DictConfig, choices: dict[str, str], stages: dict[str, Stage])
         sizes = ", ".join(f"{name} {s.steps:,} steps of {s.batch_size}" for name, s in stages.items())
         print(
             f"this is the paper's size ({sizes}): conf/tuned has no laptop numbers for dataset={choices['dataset']}. "
-            "The first steps will say how long it takes; recipe.steps, recipe.batch_size and encoder.features "
-            "make it small",
+            "The first steps will say how long it takes; recipe.steps, recipe.batch_size, encoder.features and "
+            "backbone.min_channels make it small",
             flush=True,
         )
 
@@ -144,6 +160,9 @@ def scope(setting: Setting) -> str:
 def _compare(setting: Setting, finished: FinishedRun) -> None:
     """Train and evaluate the same run with other choices, one folder each, and put the numbers beside ours."""
     if setting.debug.get("compare") is False:
+        return
+    if setting.cfg.init_from and setting.cfg.compare:
+        print("compared runs are left out: another net cannot start from init_from's weights", flush=True)
         return
     for name, extra in (setting.cfg.compare or {}).items():
         print(f"\ncompared run: {name} ({' '.join(extra)})", flush=True)
@@ -172,9 +191,8 @@ def load_run(path: str, overrides: list[str]) -> tuple[nn.Module, DataSource, Di
     run_folder = next((p for p in (folder, *folder.parents) if (p / "run.json").is_file()), None)
     if run_folder is None:
         raise ConfigError(f"{folder} stands alone: there is no run.json above it that says which data it is scored on")
-    head = json.loads((run_folder / "run.json").read_text())
-    stored = OmegaConf.create((run_folder / "config.yaml").read_text())
-    cfg: Any = stored
+    head = read_json(run_folder / "run.json")
+    cfg, stored = read_config(run_folder / "config.yaml"), read_config(run_folder / "config.yaml")
     changed = []
     try:
         today = resolved(compose(head["overrides"])[0])
@@ -182,14 +200,74 @@ def load_run(path: str, overrides: list[str]) -> tuple[nn.Module, DataSource, Di
         changed = [line for line in changed if not line.startswith(("paths.", "resume"))]
     except ConfigError as error:
         changed = [f"today's conf/ no longer composes this run: {error}"]
-    if overrides:
-        cfg = compose([*head["overrides"], *overrides])[0]
-    OmegaConf.set_struct(cfg, True)
+    for override in overrides:
+        change(cfg, override, head["overrides"])
     check_node(without_missing(resolved(cfg)["dataset"]), "dataset")
     source = build(cfg.dataset)
     source.check()
     model, _ = load_checkpoint(folder)
     return model, source, cfg, changed
+
+
+def read_config(file: Path) -> DictConfig:
+    """A run's stored config.
+
+    Raises:
+        BadDataError: if it is not there or not YAML.
+    """
+    try:
+        cfg = OmegaConf.create(file.read_text())
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise BadDataError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(cfg, DictConfig):
+        raise BadDataError(f"{file} is not a config")
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+def change(cfg: DictConfig, override: str, composed_from: list[str]) -> None:
+    """Change one value of a stored config in place; every other value stays what it was.
+
+    Args:
+        cfg: the stored config.
+        override: ``key.to.value=…``, or ``dataset=NAME`` for another data set as conf/ has it today.
+        composed_from: the run's own overrides, which choose the numbers tuned for that data set.
+
+    Raises:
+        ConfigError: for a key that the stored config does not have.
+    """
+    key, _, text = override.partition("=")
+    if key == "dataset":
+        OmegaConf.set_struct(cfg, False)
+        cfg.dataset = compose([*composed_from, override])[0].dataset
+        OmegaConf.set_struct(cfg, True)
+        return
+    if "." not in key:
+        raise ConfigError(f"{override}: dataset=NAME or a value of the stored config (dataset.root=…) can be changed")
+    try:
+        OmegaConf.update(cfg, key, OmegaConf.create(f"x: {text}").x)
+    except OmegaConfBaseException as error:
+        parent = OmegaConf.select(cfg, key.rpartition(".")[0])
+        known = list(parent) if isinstance(parent, DictConfig) else []
+        raise ConfigError(f"the stored config has no key {key!r}{nearest(key.rpartition('.')[2], known)}") from error
+
+
+def check_same_net(stored: Structure, wanted: Structure) -> None:
+    """Raise ConfigError where a checkpoint's net is not the one this run describes, or its data has other classes."""
+    lines = differences(stored.parts, wanted.parts)
+    fields = ("task", "spatial_dims", "in_channels", "num_classes", "class_names")
+    lines += [
+        line
+        for name in fields
+        for line in differences(_listed(stored.spec[name]), _listed(wanted.spec[name]), f"data: {name}")
+    ]
+    if lines:
+        shown = "\n".join(lines[:8]) + (f"\n… and {len(lines) - 8} more" if len(lines) > 8 else "")
+        raise ConfigError(f"init_from: the checkpoint's net is not the one of this run (checkpoint -> run):\n{shown}")
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def evaluate_checkpoint(options: Any, overrides: list[str]) -> dict[str, float]:

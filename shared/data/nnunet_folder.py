@@ -30,10 +30,12 @@ class NnUNetFolder(VolumeSource):
 
     Images are ``imagesTr/<case>_0000.nii.gz`` (channel 0), ``_0001`` and so on; labels ``labelsTr/<case>.nii.gz``. A
     channel called CT is clipped to the 0.5 and 99.5 percentiles of the training cases' foreground and z-scored with its
-    mean and deviation; any other is z-scored case by case over its non-zero voxels. With ``spacing``, images are
-    resampled with cubic splines and labels class by class linearly, and along an axis more than 3 times as coarse as
-    the finest with nearest neighbours; held-out cases keep their label on the source grid too, where they are scored.
-    Volumes are not cropped to their non-zero part, and resampling is done each time a case is loaded.
+    mean and deviation; ``noNorm`` is left as it is; any other is z-scored case by case over its non-zero voxels.
+
+    With ``spacing``, images are resampled with cubic splines and labels class by class linearly, and along an axis more
+    than 3 times as coarse as the finest with nearest neighbours; held-out cases keep their label on the source grid
+    too, where they are scored. Volumes are not cropped to their non-zero part, and resampling is done each time a case
+    is loaded. An ignore label is refused: it would be a class.
 
     Args:
         root: the data set's folder.
@@ -114,6 +116,11 @@ class NnUNetFolder(VolumeSource):
             raise BadDataError(f"{path}: needs channel_names, labels and file_ending (nnU-Net version 2). Add them.")
         if any(not isinstance(value, int) for value in labels.values()):
             raise BadDataError(f"{path}: labels must map each name to one number; region-based labels are not read.")
+        if "ignore" in labels:
+            raise BadDataError(
+                f"{path}: has an ignore label, which is not built: it would be trained as a class of its own. "
+                "Give `dataset.labels` without it once no voxel carries it."
+            )
         if sorted(labels.values()) != list(range(len(labels))):
             raise BadDataError(f"{path}: label values must be 0 to {len(labels) - 1} without gaps: {dict(labels)}")
         if given["file_ending"] not in pre.NIFTI_ENDINGS:
@@ -310,12 +317,16 @@ class NnUNetFolder(VolumeSource):
         names = self.description["channel_names"]
         ct = [name.lower() == "ct" for name in names]
         stats = self._ct_statistics if any(ct) else {}
-        return tuple(stats[str(c)] if is_ct else pre.ZSCORE for c, is_ct in enumerate(ct))
+        plain = [name.lower() == "nonorm" for name in names]
+        return tuple(
+            stats[str(c)] if ct[c] else {"scheme": "none"} if plain[c] else pre.ZSCORE for c in range(len(names))
+        )
 
     @cached_property
     def _ct_statistics(self) -> dict[str, dict[str, Any]]:
         """Foreground statistics of the training cases by channel, stored so that no later run reads them all again."""
-        key = hashlib.sha256("\n".join([self.revision, *self.splits["train"]]).encode()).hexdigest()[:24]
+        times = [str(path.stat().st_mtime_ns) for case in self.splits["train"] for path in self.images_of(case)]
+        key = hashlib.sha256("\n".join([self.revision, *self.splits["train"], *times]).encode()).hexdigest()[:24]
         store = data_root() / "cache" / "fingerprints" / f"{key}.json"
         if store.is_file():
             return json.loads(store.read_text())

@@ -18,8 +18,8 @@ from bestiary.shared.language.causal_lm import move
 class BitsPerByte:
     """Compression of held-out text: total negative log-likelihood in bits over total UTF-8 bytes.
 
-    A text is cut into windows of ``window`` tokens that do not overlap; the first token of each is not predicted, and
-    its bytes count all the same, so a shorter window scores worse, never better.
+    A text is cut into windows of ``window`` tokens that do not overlap. Each begins behind an end-of-text token, so
+    every token is predicted, the first of a window from nothing else: a shorter window scores worse.
 
     Args:
         window: tokens a window.
@@ -40,7 +40,7 @@ class BitsPerByte:
         for example in examples:
             ids = tokenizer.encode(example["text"])
             total_bytes += len(example["text"].encode())
-            windows += [ids[i : i + self.window] for i in range(0, len(ids), self.window)]
+            windows += [[tokenizer.eos_id, *ids[i : i + self.window]] for i in range(0, len(ids), self.window)]
         for start in range(0, len(windows), self.batch_size):
             rows = windows[start : start + self.batch_size]
             width = max(len(r) for r in rows)

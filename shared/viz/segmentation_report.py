@@ -25,7 +25,7 @@ def segmentation_report(model: nn.Module, run: Any, name: str) -> list[str]:
     """
     example: Any = run.source.held_out(run.split)[0]
     classes = tuple(model.spec.class_names)  # type: ignore[union-attr]
-    _, prediction = run.evaluations["volume"][0].first
+    _, prediction = next(p.first for p, _ in run.evaluations.values() if getattr(p, "first", None) is not None)
     dice = {c: run.metrics[key] for c in classes[1:] if (key := f"{run.split}/dice/{c}") in run.metrics}
     image, meta = np.asarray(example["image"][:1]), example["meta"]
     reference, spacing = np.asarray(example["label"][0]), meta.get("spacing")

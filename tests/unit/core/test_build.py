@@ -199,9 +199,16 @@ def test_a_missing_package_is_named(monkeypatch):
         build({"_target_": "a_package_that_is_not_there.Model"})
 
 
-def test_an_error_inside_a_target_names_the_target():
-    with pytest.raises(TypeError) as caught:
+def test_a_wrong_value_is_answered_in_words_and_a_bug_keeps_its_trace(monkeypatch):
+    with pytest.raises(ConfigError, match=r"torch\.nn\.Linear: .*HYDRA_FULL_ERROR"):
         build({"_target_": "torch.nn.Linear", "in_features": "many", "out_features": 1})
+
+    def broken(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("torch.nn.Linear.reset_parameters", broken)
+    with pytest.raises(RuntimeError) as caught:
+        build({"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1})
     assert "while building torch.nn.Linear" in caught.value.__notes__
 
 
