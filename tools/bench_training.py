@@ -58,7 +58,7 @@ def make_step(overrides):
         (loss.loss_sum / loss.num_terms).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), stage.clip)
         optimizer.step()
-        return float(loss.loss_sum)
+        return loss.loss_sum.item()
 
     return step, sum(p.numel() for p in model.parameters())
 
