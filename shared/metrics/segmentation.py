@@ -141,30 +141,41 @@ class VolumeProtocol:
         predicted, truth = torch.as_tensor(prediction).cpu(), torch.as_tensor(reference).cpu()
         if predicted.shape != truth.shape:
             raise BadDataError(f"a prediction of shape {tuple(predicted.shape)} for a reference {tuple(truth.shape)}")
+        for what, labels in (("prediction", predicted), ("reference", truth)):
+            low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
+            if low < 0 or high >= num_classes:
+                raise BadDataError(f"a {what} holds classes {low} to {high}; there are {num_classes}")
+        # One pass over the voxels for every class: with a hundred classes a mask for each would take minutes.
+        pairs = predicted.flatten().long() * num_classes + truth.flatten().long()
+        joint = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
         out: dict[str, list[float]] = {metric: [] for metric in self.metrics}
         for index in range(1, num_classes):
-            values = self._one(predicted == index, truth == index, spacing)
+            size_p, size_y, both = (int(n) for n in (joint[index].sum(), joint[:, index].sum(), joint[index, index]))
+            values: dict[str, float]
+            if size_p and size_y:
+                values = {"dice": 2 * both / (size_p + size_y)}
+                if len(self.metrics) > 1:
+                    values |= self._surface(predicted == index, truth == index, spacing)
+            else:
+                case = "prediction" if size_y else "reference" if size_p else "both"
+                values = dict(zip(("dice", "hd95", "nsd"), EMPTY_RULES[self.empty_rule][case], strict=True))
             for metric in self.metrics:
                 out[metric].append(values[metric])
         return out
 
-    def _one(self, p: torch.Tensor, y: torch.Tensor, spacing: Sequence[float]) -> dict[str, float]:
-        size_p, size_y = int(p.sum()), int(y.sum())
-        if not size_p or not size_y:
-            case = "both" if not size_p and not size_y else ("reference" if not size_y else "prediction")
-            return dict(zip(("dice", "hd95", "nsd"), EMPTY_RULES[self.empty_rule][case], strict=True))
-        values = {"dice": 2 * int((p & y).sum()) / (size_p + size_y)}
-        if len(self.metrics) > 1:
-            monai = require("monai.metrics", "medical")
-            box = _box(p | y)
-            masks: dict[str, Any] = {"y_pred": p[box][None, None], "y": y[box][None, None]}
-            masks |= {"include_background": True, "spacing": [float(s) for s in spacing]}
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # MONAI warns of an argument that it passes itself
-                if "hd95" in self.metrics:
-                    values["hd95"] = float(monai.compute_hausdorff_distance(percentile=95, **masks))
-                if "nsd" in self.metrics:
-                    values["nsd"] = float(monai.compute_surface_dice(class_thresholds=[self.nsd_tolerance_mm], **masks))
+    def _surface(self, p: torch.Tensor, y: torch.Tensor, spacing: Sequence[float]) -> dict[str, float]:
+        """HD95 and NSD of two masks that are not empty, as far as they are wanted."""
+        monai = require("monai.metrics", "medical")
+        box = _box(p | y)
+        masks: dict[str, Any] = {"y_pred": p[box][None, None], "y": y[box][None, None]}
+        masks |= {"include_background": True, "spacing": [float(s) for s in spacing]}
+        values = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # MONAI warns of an argument that it passes itself
+            if "hd95" in self.metrics:
+                values["hd95"] = float(monai.compute_hausdorff_distance(percentile=95, **masks))
+            if "nsd" in self.metrics:
+                values["nsd"] = float(monai.compute_surface_dice(class_thresholds=[self.nsd_tolerance_mm], **masks))
         return values
 
 

@@ -126,3 +126,14 @@ def test_wrong_use_is_said():
         VolumeProtocol(empty_rule="medpy")
     with pytest.raises(BadDataError, match="shape"):
         VolumeProtocol().score([(np.zeros((2, 2)), np.zeros((2, 3)), (1, 1))], NAMES)
+
+
+def test_dice_of_many_classes_against_masks_and_classes_out_of_range():
+    rng = np.random.default_rng(0)
+    prediction, reference = rng.integers(0, 7, (2, 9, 8, 7))
+    scores = VolumeProtocol(hd95=False, nsd=False).score_case(prediction, reference, (1, 1, 1), num_classes=7)["dice"]
+    for index, score in enumerate(scores, start=1):
+        p, y = prediction == index, reference == index
+        assert score == pytest.approx(2 * (p & y).sum() / (p.sum() + y.sum()))
+    with pytest.raises(BadDataError, match="prediction holds classes 0 to 6; there are 5"):
+        VolumeProtocol().score_case(prediction, reference, (1, 1, 1), num_classes=5)
