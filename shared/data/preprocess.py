@@ -93,6 +93,9 @@ def read_volume(path: Path | str, spatial_dims: int = 3) -> tuple[np.ndarray, He
     path = Path(path)
     nifti = _open(path)
     header = _header(path, nifti, spatial_dims)
+    kind = nifti.get_data_dtype()  # type: ignore[attr-defined]
+    if kind.kind not in "iufb":
+        raise BadDataError(f"{path}: holds voxels of type {kind} (complex or colour). Give one real number a voxel.")
     try:
         data = np.asarray(nifti.dataobj, dtype=np.float32)  # type: ignore[attr-defined]
     except Exception as error:  # a truncated gzip raises EOFError, zlib.error, OSError, ...

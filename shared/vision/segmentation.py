@@ -241,6 +241,8 @@ class SegmentationModel(nn.Module):
         arrays, headers = zip(*(pre.read_volume(p, self.spec.spatial_dims) for p in self._channels(path)), strict=True)
         if len({array.shape for array in arrays}) > 1:
             raise BadDataError(f"{path}: its channels differ in shape: {[array.shape for array in arrays]}")
+        if any(not np.allclose(h.affine, headers[0].affine, atol=1e-3) for h in headers):
+            raise BadDataError(f"{path}: its channels do not lie on each other (their affines differ). Register them.")
         return np.stack(arrays), headers[0]
 
     def _segment(self, raw: np.ndarray, header: pre.Header) -> np.ndarray:

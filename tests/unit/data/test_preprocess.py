@@ -94,3 +94,10 @@ def test_argmax_on_another_grid_equals_interpolating_all_at_once():
     want = torch.nn.functional.interpolate(logits[None], size=(8, 7, 6), mode="trilinear")[0].argmax(0)
     assert torch.equal(pre.resampled_argmax(logits, (8, 7, 6)), want)
     assert torch.equal(pre.resampled_argmax(logits, (4, 5, 6)), logits.argmax(0))
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])])
+def test_voxels_that_are_no_real_numbers_are_refused_by_name(tmp_path, dtype):
+    nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), dtype), AFFINE), tmp_path / "a.nii.gz")
+    with pytest.raises(BadDataError, match="complex or colour"):
+        pre.read_volume(tmp_path / "a.nii.gz")

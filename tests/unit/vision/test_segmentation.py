@@ -167,6 +167,10 @@ def test_several_channels_come_from_neighbouring_files(tmp_path):
     assert written[0].name == "scan_seg.nii.gz"
     with pytest.raises(BadDataError, match="_0001"):
         model.predict([write(tmp_path / "single.nii.gz", raw())], tmp_path)
+    turned = np.diag([1.0, -1.0, 1.0, 1.0])
+    nib.save(nib.Nifti1Image(raw().astype(np.float32), turned), tmp_path / "scan_0001.nii.gz")
+    with pytest.raises(BadDataError, match="affines differ"):
+        model.predict([tmp_path / "scan_0000.nii.gz"], tmp_path)
     (tmp_path / "scan_0001.nii.gz").unlink()
     with pytest.raises(MissingDataError, match="scan_0001"):
         model.predict([tmp_path / "scan_0000.nii.gz"], tmp_path)
