@@ -188,25 +188,19 @@ class AdaptiveScan:
         checkpoint: bool = False,
     ) -> None:
         self.min_channels = min_channels
-        self.num_groups, self.group_length, self.num_slices = num_groups, group_length, num_slices
-        self.d_state, self.d_conv, self.expand, self.depth = d_state, d_conv, expand, depth
-        self.per_group_stack, self.residual, self.checkpoint = per_group_stack, residual, checkpoint
+        self.options = {
+            "num_groups": num_groups,
+            "group_length": group_length,
+            "num_slices": num_slices,
+            "d_state": d_state,
+            "d_conv": d_conv,
+            "expand": expand,
+            "depth": depth,
+            "per_group_stack": per_group_stack,
+            "residual": residual,
+            "checkpoint": checkpoint,
+        }
 
     def build(self, dim: int, spatial_dims: int, level: int) -> AdaptiveScanMamba | None:
         """The block of one level, or None where the level is too narrow."""
-        if dim <= self.min_channels:
-            return None
-        return AdaptiveScanMamba(
-            dim,
-            spatial_dims,
-            num_groups=self.num_groups,
-            group_length=self.group_length,
-            num_slices=self.num_slices,
-            d_state=self.d_state,
-            d_conv=self.d_conv,
-            expand=self.expand,
-            depth=self.depth,
-            per_group_stack=self.per_group_stack,
-            residual=self.residual,
-            checkpoint=self.checkpoint,
-        )
+        return AdaptiveScanMamba(dim, spatial_dims, **self.options) if dim > self.min_channels else None

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from bestiary.shared.core.errors import ConfigError
-
-GROUPS_BY_NAME = ("project", "experiment", "model", "encoder", "backbone", "dataset", "recipe")
 
 
 def repo_root() -> Path | None:
@@ -138,7 +136,7 @@ def _unknown_key(full_key: str, overrides: Sequence[str]) -> str:
         for part in full_key.split(".")[:-1]:
             node = node[part]
         known = [str(k) for k in node]
-    except Exception:
+    except (ConfigError, OmegaConfBaseException, KeyError, TypeError):
         return f"there is no key {full_key!r}"
     last = full_key.rsplit(".", 1)[-1]
     return (
@@ -197,8 +195,3 @@ def differences(stored: Any, now: Any, path: str = "") -> list[str]:
             for line in differences(stored.get(key), now.get(key), f"{path}.{key}" if path else str(key))
         ]
     return [] if stored == now else [f"{path}: {stored!r} -> {now!r}"]
-
-
-def data_home() -> Path:
-    """Where assets and data live: ``$BESTIARY_DATA`` or ~/.cache/bestiary."""
-    return Path(os.environ.get("BESTIARY_DATA") or "~/.cache/bestiary").expanduser()

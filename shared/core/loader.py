@@ -96,6 +96,4 @@ def train_loader(dataset: StreamDataset, sampler: RankSteps, processor: Processo
         batch_sampler=sampler,
         collate_fn=Collate(processor),
         num_workers=num_workers,
-        persistent_workers=False,
-        pin_memory=False,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bestiary.projects.asm_unet import complexity
 from bestiary.shared.results import tables
 
 
@@ -17,7 +18,6 @@ ROWS = ["acdc_plain", "acdc_enc", "acdc_enc_lmls", "acdc_encdec", "synapse9_enc"
 
 @pytest.mark.parametrize("name", ROWS)
 def test_counts_equal_the_official_code(name, table):
-    complexity = pytest.importorskip("bestiary.projects.asm_unet.complexity")
     row = table.row(name)
     found = complexity.measure(**row.args)
     for metric in table.metrics:

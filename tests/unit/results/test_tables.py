@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bestiary.shared.core import config
 from bestiary.shared.core.errors import UserError
 from bestiary.shared.results import join, measured, render, tables
 
@@ -124,7 +125,6 @@ def test_the_committed_tables_are_well_formed(root):
 
 
 def test_the_overrides_of_committed_tables_compose(root):
-    config = pytest.importorskip("bestiary.shared.core.config")
     for table in map(tables.read_table, tables.find_tables(root / "projects")):
         for row in table.rows:
             if row.overrides is not None:
