@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import cache
-from importlib import import_module
 from typing import Any
+
+from bestiary.kernels.backends import native
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 """All names, in the order in which ``auto`` tries them."""
@@ -22,15 +22,35 @@ ENV = "BESTIARY_KERNELS"
 _NOT_WRITTEN = {
     "cuda": "no binding to mamba-ssm or causal-conv1d for this op in this version",
     "triton": "no Triton kernel for this op in this version",
-    "cpu": "no C++ kernel for this op in this version",
+    "cpu": "no C++ kernel for this op: plain PyTorch is all it needs",
 }
 
 _IMPLEMENTATIONS: dict[str, dict[str, str]] = {
-    "selective_scan": {"reference": "bestiary.kernels.selective_scan.reference:selective_scan_ref"},
-    "causal_conv1d": {"reference": "bestiary.kernels.causal_conv1d.reference:causal_conv1d_ref"},
+    "causal_conv1d": {
+        "reference": "bestiary.kernels.causal_conv1d.reference:causal_conv1d_ref",
+        "cpu": "bestiary.kernels.causal_conv1d.cpu:causal_conv1d_cpu",
+    },
+    "causal_conv1d_update": {
+        "reference": "bestiary.kernels.causal_conv1d.update_reference:causal_conv1d_update_ref",
+        "cpu": "bestiary.kernels.causal_conv1d.update_cpu:causal_conv1d_update_cpu",
+    },
     "scan_order": {"reference": "bestiary.kernels.scan_order.reference:gather_tokens_ref"},
+    "selective_scan": {
+        "reference": "bestiary.kernels.selective_scan.reference:selective_scan_ref",
+        "cpu": "bestiary.kernels.selective_scan.cpu:selective_scan_cpu",
+    },
+    "ssd": {
+        "reference": "bestiary.kernels.ssd.reference:mamba_chunk_scan_ref",
+        "cpu": "bestiary.kernels.ssd.cpu:chunk_scan_cpu",
+    },
+    "state_update": {
+        "reference": "bestiary.kernels.state_update.reference:selective_state_update_ref",
+        "cpu": "bestiary.kernels.state_update.cpu:selective_state_update_cpu",
+    },
 }
-_PROBES: dict[tuple[str, str], Callable[[], str | None]] = {}
+_PROBES: dict[tuple[str, str], Callable[[], str | None]] = {
+    (op, "cpu"): native.why_absent for op, targets in _IMPLEMENTATIONS.items() if "cpu" in targets
+}
 
 
 class BackendUnavailableError(RuntimeError):
@@ -54,7 +74,6 @@ def register(op: str, backend: str, target: str, probe: Callable[[], str | None]
     _IMPLEMENTATIONS.setdefault(op, {})[backend] = target
     if probe is not None:
         _PROBES[op, backend] = probe
-    _load.cache_clear()
 
 
 def why_absent(op: str, backend: str) -> str | None:
@@ -97,9 +116,26 @@ def choose_backend(op: str, backend: str | None = None) -> str:
     return backend
 
 
-def implementation(op: str, backend: str | None = None) -> Callable[..., Any]:
-    """The function that runs ``op``; arguments and errors as :func:`choose_backend`."""
-    return _load(_IMPLEMENTATIONS[op][choose_backend(op, backend)])
+def target_for(op: str, backend: str | None = None, refusals: dict[str, str] | None = None) -> str:
+    """``"module:function"`` of what runs ``op`` on given inputs.
+
+    Args:
+        op: the op's folder name.
+        backend: a name, ``"auto"``, or None for what the environment says.
+        refusals: backends that cannot take these inputs, with the reason; ``auto`` passes them over.
+
+    Raises:
+        ValueError: for a name that does not exist.
+        BackendUnavailableError: for a named backend that cannot run this op here, or not on these inputs.
+    """
+    refusals = refusals or {}
+    name = choose_backend(op, backend)
+    if name in refusals:
+        asked = backend or os.environ.get(ENV) or "auto"
+        if asked != "auto":
+            raise BackendUnavailableError(f"{asked}: {op} cannot use it: {refusals[name]}. Use auto or reference.")
+        name = next(n for n in BACKENDS if n not in refusals and why_absent(op, n) is None)
+    return _IMPLEMENTATIONS[op][name]
 
 
 def backend_report() -> dict[str, dict[str, Any]]:
@@ -122,9 +158,3 @@ def backend_report() -> dict[str, dict[str, Any]]:
         others = {name: why_absent(op, name) or "available" for name in BACKENDS if name != uses}
         report[op] = {"uses": uses, "others": others}
     return report
-
-
-@cache
-def _load(target: str) -> Callable[..., Any]:
-    module, name = target.split(":")
-    return getattr(import_module(module), name)

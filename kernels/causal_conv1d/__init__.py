@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bestiary.kernels.backends import implementation
+from bestiary.kernels.backends.dispatch import implementation
 from bestiary.kernels.scan_order import check_order
 
 
@@ -20,6 +20,7 @@ def causal_conv1d_fn(
     *,
     scan_order: torch.Tensor | None = None,
     reverse: bool = False,
+    out_dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Causal depthwise convolution: ``out_t = act(bias + sum_k weight[k] * x_{t-W+1+k})``.
@@ -38,11 +39,13 @@ def causal_conv1d_fn(
         activation: None, ``"silu"`` or ``"swish"`` (the same).
         scan_order: (B, L) permutation: the walk visits token ``scan_order[b, t]`` at step t; the output of a token
             stands where the token stands. ``seq_idx`` belongs to tokens; final states follow the walk.
+            With (B, K, L) every row is walked in K orders.
         reverse: walk from the last step to the first.
+        out_dtype: dtype of the output, that of ``x`` by default.
         backend: name of a backend, see :mod:`bestiary.kernels.backends`.
 
     Returns:
-        (B, D, L) in the dtype of ``x``, or ``(out, final_states)``.
+        (B, D, L), or ``(out, final_states)``; with several orders (B, K, D, L) and (B, K, D, W-1).
 
     Raises:
         ValueError: if shapes or options do not fit.
@@ -57,25 +60,18 @@ def causal_conv1d_fn(
     W = weight.shape[1]
     if activation not in (None, "silu", "swish"):
         raise ValueError(f"causal_conv1d_fn: activation must be None, silu or swish, not {activation!r}")
+    K = () if scan_order is None or scan_order.ndim != 3 else (scan_order.shape[1],)
     for name, value, shape in (
         ("bias", bias, (D,)),
         ("seq_idx", seq_idx, (B, L)),
         ("initial_states", initial_states, (B, D, W - 1)),
-        ("final_states_out", final_states_out, (B, D, W - 1)),
+        ("final_states_out", final_states_out, (B, *K, D, W - 1)),
     ):
         if value is not None and tuple(value.shape) != shape:
             raise ValueError(f"causal_conv1d_fn: {name} must be {shape}, got {tuple(value.shape)}")
     if scan_order is not None:
-        check_order(scan_order, B, L)
-    return implementation("causal_conv1d", backend)(
-        x,
-        weight,
-        bias,
-        seq_idx,
-        initial_states,
-        return_final_states,
-        final_states_out,
-        activation,
-        scan_order=scan_order,
-        reverse=reverse,
-    )
+        check_order(scan_order, B, L, several=True)
+    run = implementation("causal_conv1d", backend, x, weight, bias, initial_states, final_states_out)
+    options = {"scan_order": scan_order, "reverse": reverse, "out_dtype": out_dtype}
+    states = (initial_states, return_final_states, final_states_out)
+    return run(x, weight, bias, seq_idx, *states, activation, **options)

@@ -20,9 +20,14 @@ def causal_conv1d_ref(
     *,
     scan_order: torch.Tensor | None = None,
     reverse: bool = False,
+    out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """See :func:`bestiary.kernels.causal_conv1d_fn`; arguments are taken as checked."""
-    dtype_out = x.dtype
+    if scan_order is not None and scan_order.ndim == 3:
+        return _several(
+            scan_order, x, weight, bias, seq_idx, initial_states, return_final_states, final_states_out, activation,
+            reverse=reverse, out_dtype=out_dtype,
+        )  # fmt: skip
     work = torch.promote_types(x.dtype, torch.float32)
     W, L = weight.shape[1], x.shape[2]
     walk, seq = x.to(work), seq_idx
@@ -48,13 +53,36 @@ def causal_conv1d_ref(
         out = out.flip(2)
     if inverse is not None:
         out = gather_tokens(out.transpose(1, 2), inverse, scan_order, backend="reference").transpose(1, 2)
-    out = out.to(dtype_out)
+    out = out.to(out_dtype or x.dtype)
     if not return_final_states and final_states_out is None:
         return out
-    final = padded[..., padded.shape[2] - (W - 1) :].to(dtype_out)
+    final = padded[..., padded.shape[2] - (W - 1) :].to(x.dtype)
     if final_states_out is not None:
         final = final_states_out.copy_(final)
     return (out, final) if return_final_states else out
+
+
+def _several(
+    orders: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    seq_idx: torch.Tensor | None,
+    past: torch.Tensor | None,
+    final: bool,
+    final_out: torch.Tensor | None,
+    activation: str | None,
+    **options,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Each of K orders in turn; outputs (B, K, ...)."""
+    rows = [
+        causal_conv1d_ref(x, weight, bias, seq_idx, past, True, None, activation, scan_order=order, **options)
+        for order in orders.unbind(1)
+    ]
+    out, states = (torch.stack(part, 1) for part in zip(*rows, strict=True))
+    if final_out is not None:
+        states = final_out.copy_(states)
+    return (out, states) if final else out
 
 
 def _packed(

@@ -10,7 +10,7 @@ import os
 
 import torch
 
-from bestiary.kernels.backends import implementation
+from bestiary.kernels.backends.dispatch import implementation
 
 _INTS = (torch.int32, torch.int64)
 
@@ -74,10 +74,10 @@ def gather_tokens(
     check_order(order_BL, B, L, "order")
     if inverse_BL is not None:
         check_order(inverse_BL, B, L, "inverse")
-    return implementation("scan_order", backend)(x_BLD, order_BL, inverse_BL)
+    return implementation("scan_order", backend, x_BLD)(x_BLD, order_BL, inverse_BL)
 
 
-def check_order(order: torch.Tensor, B: int, L: int, name: str = "scan_order") -> None:
+def check_order(order: torch.Tensor, B: int, L: int, name: str = "scan_order", *, several: bool = False) -> None:
     """Raise ValueError unless ``order`` is (B, L) of int32 or int64 (and, in debug mode, a permutation).
 
     Args:
@@ -85,9 +85,12 @@ def check_order(order: torch.Tensor, B: int, L: int, name: str = "scan_order") -
         B: rows expected.
         L: tokens expected.
         name: what to call it in the message.
+        several: (B, K, L), several orders of one row, will do too.
     """
-    if tuple(order.shape) != (B, L):
-        raise ValueError(f"{name} must be (B, L) = ({B}, {L}), got {tuple(order.shape)}")
+    shape = tuple(order.shape)
+    if shape != (B, L) and not (several and order.ndim == 3 and shape == (B, shape[1], L)):
+        forms = "(B, L) or (B, K, L)" if several else "(B, L)"
+        raise ValueError(f"{name} must be {forms} = ({B}, {L}), got {shape}")
     _check_dtype(order, name)
     if os.environ.get("BESTIARY_KERNELS_DEBUG") == "1":
         steps = torch.arange(L, device=order.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bestiary.kernels.backends import implementation
+from bestiary.kernels.backends.dispatch import implementation
 from bestiary.kernels.scan_order import check_order
 
 
@@ -37,7 +37,8 @@ def selective_scan_fn(
 
     Drop-in for ``mamba_ssm.ops.selective_scan_interface.selective_scan_fn``. States are float32 (float64 for
     float64 inputs) whatever the dtype of the rest. Everything is differentiable, the last state too, which
-    upstream's is not; complex A is not supported.
+    upstream's is not. Complex A runs in the reference: variable B and C then have a last axis of 2L (real and
+    imaginary parts by turns), and y is twice the real part of the sum.
 
     Source: the official code of mamba-ssm. Paper: arXiv:2312.00752 Sec. 3.
 
@@ -54,7 +55,8 @@ def selective_scan_fn(
         return_last_state: also return the state after the last step.
         initial_state: (B, D, N) state before the first step, zero by default.
         scan_order: (B, L) permutation: the walk visits token ``scan_order[b, t]`` at step t, and a token's output
-            stands where the token stands, as if all inputs were gathered first and the output scattered back.
+            stands where the token stands, as if all inputs were gathered first and the output scattered back. With
+            (B, K, L) every row is walked in K orders.
         reverse: walk from the last step to the first; the last state is then the one after step 0.
         seq_idx: (B, L) integers, one per token: the state is reset where it changes along the walk. The initial
             state belongs to the first sequence.
@@ -62,18 +64,17 @@ def selective_scan_fn(
         backend: name of a backend, see :mod:`bestiary.kernels.backends`.
 
     Returns:
-        (B, D, L), or ``(out, last_state)`` with last_state (B, D, N) float32 (float64 for float64 inputs).
+        (B, D, L), or ``(out, last_state)`` with last_state (B, D, N) float32 (float64 for float64 inputs). With
+        several orders (B, K, D, L) and (B, K, D, N).
 
     Raises:
-        ValueError: if shapes do not fit or A is complex.
+        ValueError: if shapes do not fit.
     """
     if u.ndim != 3:
         raise ValueError(f"selective_scan_fn needs u (B, D, L), got {tuple(u.shape)}")
     batch, dim, length = u.shape
     if length < 1:
         raise ValueError("selective_scan_fn needs at least one token")
-    if A.is_complex():
-        raise ValueError("selective_scan_fn does not support complex A")
     if A.ndim != 2 or A.shape[0] != dim:
         raise ValueError(f"selective_scan_fn: A must be (D, N) with D = {dim}, got {tuple(A.shape)}")
     N = A.shape[1]
@@ -88,26 +89,18 @@ def selective_scan_fn(
         if value is not None and tuple(value.shape) != shape:
             raise ValueError(f"selective_scan_fn: {name} must be {shape}, got {tuple(value.shape)}")
     for name, value in (("B", B), ("C", C)):
-        _check_map(name, value, batch, dim, N, length)
+        _check_map(name, value, batch, dim, N, 2 * length if A.is_complex() else length)
     if scan_order is not None:
-        check_order(scan_order, batch, length)
-    return implementation("selective_scan", backend)(
-        u,
-        delta,
-        A,
-        B,
-        C,
-        D,
-        z,
-        delta_bias,
-        delta_softplus,
-        return_last_state,
-        initial_state=initial_state,
-        scan_order=scan_order,
-        reverse=reverse,
-        seq_idx=seq_idx,
-        out_dtype=out_dtype,
-    )
+        check_order(scan_order, batch, length, several=True)
+    run = implementation("selective_scan", backend, u, delta, A, B, C, D, z, delta_bias, initial_state)
+    options = {
+        "initial_state": initial_state,
+        "scan_order": scan_order,
+        "reverse": reverse,
+        "seq_idx": seq_idx,
+        "out_dtype": out_dtype,
+    }
+    return run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, **options)
 
 
 def _check_map(name: str, value: torch.Tensor, batch: int, dim: int, N: int, length: int) -> None:

@@ -42,6 +42,14 @@ def selective_scan_ref(
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """See :func:`bestiary.kernels.selective_scan_fn`; arguments are taken as checked."""
+    if scan_order is not None and scan_order.ndim == 3:
+        options = {"initial_state": initial_state, "reverse": reverse, "seq_idx": seq_idx, "out_dtype": out_dtype}
+        rows = [
+            selective_scan_ref(u, delta, A, B, C, D, z, delta_bias, delta_softplus, True, scan_order=order, **options)
+            for order in scan_order.unbind(1)
+        ]
+        out, last = (torch.stack(part, 1) for part in zip(*rows, strict=True))
+        return (out, last) if return_last_state else out
     with torch.autocast(u.device.type, enabled=False):
         batch, dim, length = u.shape
         work = torch.promote_types(u.dtype, torch.float32)

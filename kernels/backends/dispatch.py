@@ -1,0 +1,47 @@
+"""From a call to the function that runs it. Apart from the registry, because this imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from bestiary.kernels.backends import target_for
+
+_CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_FUNCTIONS: dict[str, Callable[..., Any]] = {}
+
+
+def implementation(op: str, backend: str | None, *tensors: torch.Tensor | None) -> Callable[..., Any]:
+    """The function that runs ``op`` on these tensors. torch.compile takes it as a constant.
+
+    Args:
+        op: the op's folder name.
+        backend: a name, ``"auto"``, or None for what the environment says.
+        *tensors: the floating-point arguments: the C++ kernels take float32, bfloat16 and float16 on the CPU, and
+            ``auto`` gives what they do not take to the reference.
+
+    Raises:
+        ValueError: for a name that does not exist.
+        BackendUnavailableError: for a named backend that cannot run this op here, or not on these tensors.
+    """
+    refused = ""
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.device.type != "cpu":
+            refused = f"it takes tensors on the CPU, not on {tensor.device.type}"
+        elif tensor.dtype not in _CPU_DTYPES:
+            refused = f"it takes float32, bfloat16 and float16, not {tensor.dtype}"
+    return _FUNCTIONS[_resolve(op, backend, refused)]
+
+
+@torch.compiler.assume_constant_result
+def _resolve(op: str, backend: str | None, refused: str) -> str:
+    target = target_for(op, backend, {"cpu": refused} if refused else None)
+    if target not in _FUNCTIONS:
+        module, name = target.split(":")
+        _FUNCTIONS[target] = getattr(import_module(module), name)
+    return target

@@ -1,0 +1,70 @@
+// The one translation unit: the ops of namespace bestiary_<isa> on libtorch's stable ABI.
+//
+// Every op writes into tensors that its caller has made; shapes and dtypes are checked in Python (kernels/*/cpu.py).
+#include "conv.h"
+#include "scan.h"
+#include "scan_backward.h"
+
+namespace bestiary {
+
+void scan_forward_op(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
+                     const MaybeTensor& D, const MaybeTensor& z, const MaybeTensor& bias, const MaybeTensor& h0,
+                     const MaybeTensor& seq, const MaybeTensor& order, bool softplus, bool reverse, const Tensor& out,
+                     const Tensor& last, const MaybeTensor& saved) {
+  Scan s(u, delta, A, B, C, D, z, bias, h0, seq, order, softplus, reverse);
+  scan_forward(s, Array(out), Array(last), saved.has_value() ? static_cast<float*>(saved->data_ptr()) : nullptr);
+}
+
+void scan_backward_op(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
+                      const MaybeTensor& D, const MaybeTensor& z, const MaybeTensor& bias, const MaybeTensor& h0,
+                      const MaybeTensor& seq, const MaybeTensor& order, bool softplus, bool reverse,
+                      const Tensor& dout, const MaybeTensor& dlast, const Tensor& saved, const MaybeTensor& du,
+                      const MaybeTensor& ddelta, const MaybeTensor& dA, const MaybeTensor& dB, const MaybeTensor& dC,
+                      const MaybeTensor& dD, const MaybeTensor& dz, const MaybeTensor& dbias, const MaybeTensor& dh0) {
+  Scan s(u, delta, A, B, C, D, z, bias, h0, seq, order, softplus, reverse);
+  ScanGrads grads{Array(dout), Array(dlast), Array(du), Array(ddelta), Array(dz), Array(dA),
+                  Array(dD),   Array(dbias), Array(dh0), Array(dB),     Array(dC)};
+  scan_backward(s, grads, static_cast<const float*>(saved.data_ptr()));
+}
+
+void conv_forward_op(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const MaybeTensor& initial,
+                     const MaybeTensor& seq, const MaybeTensor& order, bool silu, bool reverse, const Tensor& out) {
+  conv_forward(Conv(x, weight, bias, initial, seq, order, silu, reverse), Array(out));
+}
+
+void conv_backward_op(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const MaybeTensor& initial,
+                      const MaybeTensor& seq, const MaybeTensor& order, bool silu, bool reverse, const Tensor& dout,
+                      const MaybeTensor& dfinal, const MaybeTensor& dx, const MaybeTensor& dweight,
+                      const MaybeTensor& dbias, const MaybeTensor& dinitial) {
+  ConvGrads grads{Array(dout), Array(dfinal), Array(dx), Array(dweight), Array(dbias), Array(dinitial)};
+  conv_backward(Conv(x, weight, bias, initial, seq, order, silu, reverse), grads);
+}
+
+}  // namespace bestiary
+
+// Through one more macro, so that the namespace is expanded before its name is pasted.
+#define BK_LIBRARY(ns, m) STABLE_TORCH_LIBRARY(ns, m)
+#define BK_IMPL(ns, key, m) STABLE_TORCH_LIBRARY_IMPL(ns, key, m)
+#define BK_SCAN_INPUTS                                                                                          \
+  "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, Tensor? h0, "      \
+  "Tensor? seq, Tensor? order, bool softplus, bool reverse, "
+#define BK_CONV_INPUTS \
+  "Tensor x, Tensor weight, Tensor? bias, Tensor? initial, Tensor? seq, Tensor? order, bool silu, bool reverse, "
+
+BK_LIBRARY(BESTIARY_NAMESPACE, m) {
+  m.def("scan_forward(" BK_SCAN_INPUTS "Tensor(a!) out, Tensor(b!) last, Tensor(c!)? saved) -> ()");
+  m.def("scan_backward(" BK_SCAN_INPUTS
+        "Tensor dout, Tensor? dlast, Tensor saved, Tensor(a!)? du, Tensor(b!)? ddelta, Tensor(c!)? dA, "
+        "Tensor(d!)? dB, Tensor(e!)? dC, Tensor(f!)? dD, Tensor(g!)? dz, Tensor(h!)? dbias, Tensor(i!)? dh0) -> ()");
+  m.def("conv_forward(" BK_CONV_INPUTS "Tensor(a!) out) -> ()");
+  m.def("conv_backward(" BK_CONV_INPUTS
+        "Tensor dout, Tensor? dfinal, Tensor(a!)? dx, Tensor(b!)? dweight, Tensor(c!)? dbias, Tensor(d!)? dinitial"
+        ") -> ()");
+}
+
+BK_IMPL(BESTIARY_NAMESPACE, CPU, m) {
+  m.impl("scan_forward", TORCH_BOX(&bestiary::scan_forward_op));
+  m.impl("scan_backward", TORCH_BOX(&bestiary::scan_backward_op));
+  m.impl("conv_forward", TORCH_BOX(&bestiary::conv_forward_op));
+  m.impl("conv_backward", TORCH_BOX(&bestiary::conv_backward_op));
+}
