@@ -4,6 +4,8 @@
 #include "conv.h"
 #include "scan.h"
 #include "scan_backward.h"
+#include "ssd.h"
+#include "ssd_backward.h"
 
 namespace bestiary {
 
@@ -40,6 +42,26 @@ void conv_backward_op(const Tensor& x, const Tensor& weight, const MaybeTensor& 
   conv_backward(Conv(x, weight, bias, initial, seq, order, silu, reverse), grads);
 }
 
+void ssd_forward_op(const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
+                    const MaybeTensor& D, const MaybeTensor& bias, const MaybeTensor& initial, const MaybeTensor& seq,
+                    const MaybeTensor& order, bool softplus, double low, double high, bool reverse, const Tensor& out,
+                    const Tensor& last, const MaybeTensor& saved) {
+  Ssd s(x, dt, A, B, C, D, bias, initial, seq, order, softplus, low, high, reverse);
+  ssd_forward(s, Array(out), Array(last), saved.has_value() ? static_cast<float*>(saved->data_ptr()) : nullptr);
+}
+
+void ssd_backward_op(const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
+                     const MaybeTensor& D, const MaybeTensor& bias, const MaybeTensor& initial, const MaybeTensor& seq,
+                     const MaybeTensor& order, bool softplus, double low, double high, bool reverse,
+                     const Tensor& dout, const MaybeTensor& dlast, const Tensor& saved, const MaybeTensor& dx,
+                     const MaybeTensor& ddt, const MaybeTensor& dA, const MaybeTensor& dB, const MaybeTensor& dC,
+                     const MaybeTensor& dD, const MaybeTensor& dbias, const MaybeTensor& dinitial) {
+  Ssd s(x, dt, A, B, C, D, bias, initial, seq, order, softplus, low, high, reverse);
+  SsdGrads grads{Array(dout), Array(dlast), Array(dx), Array(ddt),   Array(dA),
+                 Array(dB),   Array(dC),    Array(dD), Array(dbias), Array(dinitial)};
+  ssd_backward(s, grads, static_cast<const float*>(saved.data_ptr()));
+}
+
 }  // namespace bestiary
 
 // Through one more macro, so that the namespace is expanded before its name is pasted.
@@ -48,6 +70,9 @@ void conv_backward_op(const Tensor& x, const Tensor& weight, const MaybeTensor& 
 #define BK_SCAN_INPUTS                                                                                          \
   "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, Tensor? h0, "      \
   "Tensor? seq, Tensor? order, bool softplus, bool reverse, "
+#define BK_SSD_INPUTS                                                                                        \
+  "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? bias, Tensor? initial, Tensor? seq, " \
+  "Tensor? order, bool softplus, float low, float high, bool reverse, "
 #define BK_CONV_INPUTS \
   "Tensor x, Tensor weight, Tensor? bias, Tensor? initial, Tensor? seq, Tensor? order, bool silu, bool reverse, "
 
@@ -60,6 +85,10 @@ BK_LIBRARY(BESTIARY_NAMESPACE, m) {
   m.def("conv_backward(" BK_CONV_INPUTS
         "Tensor dout, Tensor? dfinal, Tensor(a!)? dx, Tensor(b!)? dweight, Tensor(c!)? dbias, Tensor(d!)? dinitial"
         ") -> ()");
+  m.def("ssd_forward(" BK_SSD_INPUTS "Tensor(a!) out, Tensor(b!) last, Tensor(c!)? saved) -> ()");
+  m.def("ssd_backward(" BK_SSD_INPUTS
+        "Tensor dout, Tensor? dlast, Tensor saved, Tensor(a!)? dx, Tensor(b!)? ddt, Tensor(c!)? dA, Tensor(d!)? dB, "
+        "Tensor(e!)? dC, Tensor(f!)? dD, Tensor(g!)? dbias, Tensor(h!)? dinitial) -> ()");
 }
 
 BK_IMPL(BESTIARY_NAMESPACE, CPU, m) {
@@ -67,4 +96,6 @@ BK_IMPL(BESTIARY_NAMESPACE, CPU, m) {
   m.impl("scan_backward", TORCH_BOX(&bestiary::scan_backward_op));
   m.impl("conv_forward", TORCH_BOX(&bestiary::conv_forward_op));
   m.impl("conv_backward", TORCH_BOX(&bestiary::conv_backward_op));
+  m.impl("ssd_forward", TORCH_BOX(&bestiary::ssd_forward_op));
+  m.impl("ssd_backward", TORCH_BOX(&bestiary::ssd_backward_op));
 }
