@@ -2,10 +2,12 @@
 //
 // Every op writes into tensors that its caller has made; shapes and dtypes are checked in Python (kernels/*/cpu.py).
 #include "conv.h"
+#include "roof.h"
 #include "scan.h"
 #include "scan_backward.h"
 #include "ssd.h"
 #include "ssd_backward.h"
+#include "step.h"
 
 namespace bestiary {
 
@@ -62,6 +64,20 @@ void ssd_backward_op(const Tensor& x, const Tensor& dt, const Tensor& A, const T
   ssd_backward(s, grads, static_cast<const float*>(saved.data_ptr()));
 }
 
+void state_update_op(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
+                     const Tensor& C, const MaybeTensor& D, const MaybeTensor& z, const MaybeTensor& bias,
+                     bool softplus, const MaybeTensor& slots, const Tensor& out) {
+  state_update({Array(state), Array(x), Array(dt), Array(A), Array(B), Array(C), Array(D), Array(z), Array(bias),
+                Array(out), Ints(slots), softplus});
+}
+
+void conv_update_op(const Tensor& x, const Tensor& state, const Tensor& weight, const MaybeTensor& bias, bool silu,
+                    const MaybeTensor& lengths, const MaybeTensor& slots, const Tensor& out) {
+  conv_update({Array(x), Array(state), Array(weight), Array(bias), Array(out), Ints(lengths), Ints(slots), silu});
+}
+
+double roof_op(int64_t kind, int64_t n) { return roof(kind, n); }
+
 }  // namespace bestiary
 
 // Through one more macro, so that the namespace is expanded before its name is pasted.
@@ -89,6 +105,13 @@ BK_LIBRARY(BESTIARY_NAMESPACE, m) {
   m.def("ssd_backward(" BK_SSD_INPUTS
         "Tensor dout, Tensor? dlast, Tensor saved, Tensor(a!)? dx, Tensor(b!)? ddt, Tensor(c!)? dA, Tensor(d!)? dB, "
         "Tensor(e!)? dC, Tensor(f!)? dD, Tensor(g!)? dbias, Tensor(h!)? dinitial) -> ()");
+  m.def(
+      "state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+      "Tensor? bias, bool softplus, Tensor? slots, Tensor(b!) out) -> ()");
+  m.def(
+      "conv_update(Tensor x, Tensor(a!) state, Tensor weight, Tensor? bias, bool silu, Tensor? lengths, "
+      "Tensor? slots, Tensor(b!) out) -> ()");
+  m.def("roof(int kind, int n) -> float");
 }
 
 BK_IMPL(BESTIARY_NAMESPACE, CPU, m) {
@@ -98,4 +121,9 @@ BK_IMPL(BESTIARY_NAMESPACE, CPU, m) {
   m.impl("conv_backward", TORCH_BOX(&bestiary::conv_backward_op));
   m.impl("ssd_forward", TORCH_BOX(&bestiary::ssd_forward_op));
   m.impl("ssd_backward", TORCH_BOX(&bestiary::ssd_backward_op));
+  m.impl("state_update", TORCH_BOX(&bestiary::state_update_op));
+  m.impl("conv_update", TORCH_BOX(&bestiary::conv_update_op));
 }
+
+// no tensor among its arguments, so no device to dispatch on
+BK_IMPL(BESTIARY_NAMESPACE, CompositeExplicitAutograd, m) { m.impl("roof", TORCH_BOX(&bestiary::roof_op)); }

@@ -65,20 +65,26 @@ def selective_scan_ref(
             if scan_order is not None:
                 x = gather_tokens(x.transpose(1, 2), scan_order, inverse, backend="reference").transpose(1, 2)
             x = x.permute(2, 0, 1)
-            return x.flip(0) if reverse else x.contiguous()
+            # a flipped tensor may have any strides, and what is written with out= must be dense to be compiled
+            return (x.flip(0) if reverse else x).contiguous()
 
-        B, C = _grouped(B.to(work), batch, length), _grouped(C.to(work), batch, length)
+        state_dtype = torch.promote_types(work, torch.complex32) if A.is_complex() else work
+        B, C = (_grouped(_map(m, work, state_dtype), batch, length) for m in (B, C))
         if B.shape[1] != C.shape[1]:  # one of the two is per group, the other per channel or common
             B, C = (m.repeat_interleave(dim // m.shape[1], dim=1) for m in (B, C))
         G, N = B.shape[1], A.shape[1]
         u_LBGE, dt_LBGE = (to_walk(x).reshape(length, batch, G, dim // G) for x in (u.to(work), dt))
         B_LBGN, C_LBGN = (to_walk(m.flatten(1, 2)).reshape(length, batch, G, N) for m in (B, C))
-        A_GEN = A.to(work).reshape(G, dim // G, N)
+        A_GEN = A.to(state_dtype).reshape(G, dim // G, N)
         shape = (batch, G, dim // G, N)
-        h0 = u_LBGE.new_zeros(shape) if initial_state is None else initial_state.to(work).reshape(shape)
+        h0 = A_GEN.new_zeros(shape) if initial_state is None else initial_state.to(state_dtype).reshape(shape)
         keep_LB = None if seq_idx is None else _keep(to_walk(seq_idx[:, None])[..., 0], work)
-
-        y_LBGE, h = _ChunkedScan.apply(u_LBGE, dt_LBGE, A_GEN, B_LBGN, C_LBGN, h0, keep_LB)  # type: ignore[misc]
+        arguments = (u_LBGE, dt_LBGE, A_GEN, B_LBGN, C_LBGN, h0, keep_LB)
+        if A.is_complex():  # rare: each state stands for itself and its conjugate
+            y_LBGE, h = recurrence(*arguments)
+            y_LBGE = 2 * y_LBGE.real
+        else:
+            y_LBGE, h = _ChunkedScan.apply(*arguments)  # type: ignore[misc]
 
         y_LBD = y_LBGE.flatten(2)
         y_BLD = (y_LBD.flip(0) if reverse else y_LBD).transpose(0, 1)
@@ -202,6 +208,13 @@ def _chunks(dt: torch.Tensor, A: torch.Tensor) -> list[tuple[int, int]]:
 def _decay(dt: torch.Tensor, A: torch.Tensor, keep: torch.Tensor | None, lo: int, hi: int) -> torch.Tensor:
     a = torch.exp_(dt[lo:hi, ..., None] * A)
     return a if keep is None else a.mul_(keep[lo:hi, :, None, None, None])
+
+
+def _map(m: torch.Tensor, work: torch.dtype, state_dtype: torch.dtype) -> torch.Tensor:
+    """B or C in the dtype of the state; with a complex one, a map that varies has 2L real numbers for L tokens."""
+    if state_dtype.is_complex and m.ndim > 2 and not m.is_complex():
+        return torch.view_as_complex(m.to(work).unflatten(-1, (-1, 2)).contiguous())
+    return m.to(state_dtype)
 
 
 def _grouped(m: torch.Tensor, batch: int, length: int) -> torch.Tensor:
