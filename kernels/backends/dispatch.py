@@ -11,7 +11,13 @@ import torch
 from bestiary.kernels.backends import target_for
 
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_FUNCTIONS: dict[str, Callable[..., Any]] = {}
+
+
+class _Functions:
+    """What was resolved, as attributes: of a dictionary, Dynamo would not see what is added while it traces."""
+
+
+_functions = _Functions()
 
 
 def implementation(op: str, backend: str | None, *tensors: torch.Tensor | None) -> Callable[..., Any]:
@@ -35,13 +41,14 @@ def implementation(op: str, backend: str | None, *tensors: torch.Tensor | None) 
             refused = f"it takes tensors on the CPU, not on {tensor.device.type}"
         elif tensor.dtype not in _CPU_DTYPES:
             refused = f"it takes float32, bfloat16 and float16, not {tensor.dtype}"
-    return _FUNCTIONS[_resolve(op, backend, refused)]
+    return getattr(_functions, _resolve(op, backend, refused))
 
 
 @torch.compiler.assume_constant_result
 def _resolve(op: str, backend: str | None, refused: str) -> str:
     target = target_for(op, backend, {"cpu": refused} if refused else None)
-    if target not in _FUNCTIONS:
+    attribute = target.replace(".", "_")
+    if not hasattr(_functions, attribute):
         module, name = target.split(":")
-        _FUNCTIONS[target] = getattr(import_module(module), name)
-    return target
+        setattr(_functions, attribute, getattr(import_module(module), name))
+    return attribute

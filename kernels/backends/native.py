@@ -7,7 +7,7 @@ built now under a file lock and renamed into the cache, else a reason why not, w
 ``BESTIARY_ISA=avx512|avx2|portable`` picks an instruction set instead of the best that this machine has.
 ``BESTIARY_CACHE`` is the folder for built libraries, ``~/.cache/bestiary`` by default; ``CXX`` names the compiler.
 
-``python -m bestiary.kernels.backends.native [--isa NAME] [--out FOLDER]`` builds ahead, for CI, images and wheels.
+``python -m bestiary.kernels.backends.native [--isa NAME|all] [--out FOLDER]`` builds ahead: CI, images, wheels.
 This module imports torch only when a library is built or loaded.
 """
 
@@ -58,9 +58,13 @@ def setting() -> str:
     return value
 
 
+def _x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
 def isas() -> tuple[str, ...]:
     """The instruction sets this machine can run, best first."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
+    if not _x86():
         return ("portable",)
     import torch
 
@@ -120,7 +124,7 @@ def ops() -> Any:
         if key in _reasons:
             raise BuildError(_reasons[key])
         try:
-            found = _namespaces[key] = _load(isa())
+            found = _namespaces[key] = _load()
         except BuildError as error:
             _reasons[key] = str(error)
             if setting() == "auto":
@@ -129,11 +133,12 @@ def ops() -> Any:
     return found
 
 
-def _load(name: str) -> Any:
+def _load() -> Any:
     try:
         import torch
     except ImportError as error:
         raise BuildError(f"torch cannot be imported ({error})") from error
+    name = isa()
     try:
         torch.ops.load_library(str(library(name)))
     except OSError as error:
@@ -158,8 +163,15 @@ def library(name: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where built libraries are kept."""
-    return Path(os.environ.get(ENV_CACHE) or Path.home() / ".cache" / "bestiary").expanduser() / "native"
+    """Where built libraries are kept.
+
+    Raises:
+        BuildError: if this user has no home folder and ``BESTIARY_CACHE`` names none.
+    """
+    try:
+        return Path(os.environ.get(ENV_CACHE) or "~/.cache/bestiary").expanduser() / "native"
+    except RuntimeError as error:
+        raise BuildError(f"no home folder to build into; set {ENV_CACHE} to a folder that can be written") from error
 
 
 def compiler() -> list[str]:
@@ -195,10 +207,12 @@ def build(name: str, target: Path) -> Path:
                 return target
             command = compiler()
             print(f"bestiary: building the C++ kernels ({name}) once, into {target.parent}", file=sys.stderr)
-            handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".so.part")
+            for left in target.parent.glob(f"{target.stem}.*.part"):  # by a build that was killed
+                left.unlink(missing_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f"{target.stem}.", suffix=".part")
             os.close(handle)
             try:
-                _compile([*command, *_flags(name), "-o", temporary])
+                _compile([*command, *_flags(name), "-o", temporary], target.with_suffix(".log"))
                 os.chmod(temporary, 0o755)
                 os.replace(temporary, target)
             finally:
@@ -210,11 +224,11 @@ def build(name: str, target: Path) -> Path:
     return target
 
 
-def _compile(command: list[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True)
+def _compile(command: list[str], log: Path) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if result.returncode:
-        lines = [line for line in result.stderr.splitlines() if "error" in line.lower()] or ["no message"]
-        log = Path(tempfile.gettempdir()) / "bestiary_build.log"
+        lines = [line for line in result.stderr.splitlines() if "error" in line.lower()]
+        lines = lines or [f"exit status {result.returncode}"]
         log.write_text(shlex.join(command) + "\n" + result.stderr)
         raise BuildError(f"{command[0]} failed: {lines[0][:200]} (all in {log}); set CXX to a C++17 compiler")
 
@@ -223,8 +237,7 @@ def _flags(name: str) -> list[str]:
     import torch
 
     home = Path(torch.__file__).parent
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    flags = [*_COMMON, *(_ISA_FLAGS[name] if x86 else ()), f"-DBESTIARY_NAMESPACE=bestiary_{name}"]
+    flags = [*_COMMON, *(_ISA_FLAGS[name] if _x86() else ()), f"-DBESTIARY_NAMESPACE=bestiary_{name}"]
     flags += [f"-DBESTIARY_LANES={_LANES[name]}", f"-I{home / 'include'}", str(SOURCES / "bestiary_cpu.cpp")]
     if sys.platform == "darwin":
         return [*flags, "-undefined", "dynamic_lookup"]
@@ -247,12 +260,12 @@ class _lock:
         self.path = path
 
     def __enter__(self) -> None:
-        self.file = open(self.path, "w")  # noqa: SIM115
+        self.file = open(self.path, "w")
         try:
             import fcntl
 
             fcntl.flock(self.file, fcntl.LOCK_EX)
-        except ImportError:  # no fcntl on this system: two builds at once cost time, and the rename keeps them apart
+        except (ImportError, OSError):  # no fcntl, or a disk without locks: two builds at once only cost time
             pass
 
     def __exit__(self, *_: object) -> None:
@@ -264,11 +277,13 @@ def main(arguments: list[str] | None = None) -> int:
     import argparse
 
     parser = argparse.ArgumentParser(prog="python -m bestiary.kernels.backends.native", description="Build the kernels")
-    parser.add_argument("--isa", choices=sorted(_ISA_FLAGS), action="append", help="default: the one in use here")
+    choices = [*_ISA_FLAGS, "all"]
+    parser.add_argument("--isa", choices=choices, action="append", help="the one in use here, or all of this processor")
     parser.add_argument("--out", type=Path, help="a folder to put bestiary_<isa>.so in; default: the cache")
     options = parser.parse_args(arguments)
     try:
-        for name in options.isa or [isa()]:
+        asked = options.isa or [isa()]
+        for name in (_ISA_FLAGS if _x86() else ("portable",)) if "all" in asked else asked:
             print(build(name, options.out / f"bestiary_{name}.so") if options.out else library(name))
     except (BuildError, ValueError) as error:
         print(error, file=sys.stderr)

@@ -44,6 +44,8 @@ struct HeadBackward {
     transpose_into(XT, Q, x, Pp, Q, Pp);
     for (int64_t i = 0; i < Q; i += 16) product(16, i + 16, Pp, {dy + i * Pp, Pp, 1}, XT, Q, dM + i * Q, Q);
     alignas(64) float columns[Q] = {};  // sum over i of dM * C B^T * decay
+    // what decays between steps add to dcs; a step's own has none, and left in would cancel only up to rounding
+    alignas(64) float from[Q] = {};
     for (int i = 0; i < Q; ++i) dcs[i] = 0;
     for (int i = 0; i < steps.n; ++i) {
       vf row{};
@@ -53,7 +55,10 @@ struct HeadBackward {
         store(M + i * Q + j, m);
         store(dCB + i * Q + j, fma(dm * decay, d, load(dCB + i * Q + j)));
         store(columns + j, fma(dm, product_ij, load(columns + j)));
-        row = fma(dm, m, row);
+        vf share = dm * m;
+        if (i < j + W) share = drop(share, i - j);
+        store(from + j, load(from + j) + share);
+        row += share;
       }
       dcs[i] += hsum(row);
     }
@@ -73,7 +78,7 @@ struct HeadBackward {
     for (int j = 0; j < Q; ++j) {
       const float t = dot(x + j * Pp, u + j * Pp, Pp);
       dd[j] = columns[j] + e.out[j] * t;
-      dcs[j] += dot(group.C + j * Np, dC_state + j * Np, Np) - columns[j] * e.d[j] - e.w[j] * t;
+      dcs[j] += dot(group.C + j * Np, dC_state + j * Np, Np) - from[j] - e.w[j] * t;
       at_end += e.w[j] * t;
     }
     dcs[Q - 1] += at_end;
@@ -87,6 +92,13 @@ struct HeadBackward {
       dA += e.d[j] * sum;
     }
     finish(g, steps, b, h, dD, dbias);
+  }
+
+  static vf drop(vf v, int lane) {
+    float x[W];
+    store(x, v);
+    x[lane] = 0;
+    return load(x);
   }
 
   // From the step size back to dt; the skip; and what is written.

@@ -8,6 +8,8 @@ from the official code.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -75,6 +77,8 @@ class AdaptiveScanMamba(nn.Module):
         residual: add the input to the output.
         checkpoint: in training, recompute the stacks in the backward pass instead of keeping their activations
             (the official code always does).
+        fused: leave the tokens where they stand and let convolution and scan walk by the order, which all else in the
+            stack commutes with; the result is the same, to rounding, as gathering the tokens and putting them back.
 
     Raises:
         ValueError: if a number is not positive.
@@ -97,12 +101,14 @@ class AdaptiveScanMamba(nn.Module):
         per_group_stack: bool = False,
         residual: bool = False,
         checkpoint: bool = False,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         if min(dim, num_groups, group_length, depth) < 1:
             raise ValueError("dim, num_groups, group_length and depth must be positive")
         self.dim, self.spatial_dims, self.num_groups = dim, spatial_dims, num_groups
         self.per_group_stack, self.residual, self.checkpoint = per_group_stack, residual, checkpoint
+        self.fused = fused
         options = {"d_state": d_state, "d_conv": d_conv, "expand": expand}
         self.score = IndividualScore(dim, num_slices, **options)
         self.group_scores = nn.Parameter(torch.randn(num_groups, group_length))
@@ -132,11 +138,33 @@ class AdaptiveScanMamba(nn.Module):
             ValueError: if the shape does not fit.
         """
         tokens_BLD, spatial = to_tokens(x, self.dim, self.spatial_dims)
-        B, L, _ = tokens_BLD.shape
-        G = self.num_groups
         scores_GBL = self.scores(tokens_BLD)
         orders_GBL = argsort_order(scores_GBL)
+        mix = self._mix_in_place if self.fused else self._mix_gathered
+        mean_BLD = mix(tokens_BLD, scores_GBL, orders_GBL)
 
+        out_BLD = self.proj_norm(self.proj(mean_BLD))
+        out = from_tokens(tokens_BLD + out_BLD if self.residual else out_BLD, spatial)
+        return (out, orders_GBL) if return_orders else out
+
+    def _mix_in_place(
+        self, tokens_BLD: torch.Tensor, scores_GBL: torch.Tensor, orders_GBL: torch.Tensor
+    ) -> torch.Tensor:
+        """Steps 4 to 6 up to the mean, (B, L, D + 1), on tokens in image order."""
+        recompute = self.checkpoint and self.training
+        share = self.num_groups // len(self.stacks)
+        parts = zip(self.stacks, scores_GBL.split(share), orders_GBL.split(share), strict=True)
+        mixed = [
+            run_stack(partial(_run_scored, stack), tokens_BLD, scores, orders, recompute=recompute)
+            for stack, scores, orders in parts
+        ]
+        return (mixed[0] if len(mixed) == 1 else torch.cat(mixed)).mean(0)
+
+    def _mix_gathered(
+        self, tokens_BLD: torch.Tensor, scores_GBL: torch.Tensor, orders_GBL: torch.Tensor
+    ) -> torch.Tensor:
+        """The same as the official code does it: gather, mix, put back."""
+        G, B, L = scores_GBL.shape
         # group-major on the batch axis: row g * B + b
         order = orders_GBL.reshape(G * B, L)
         inverse = invert_order(order)
@@ -145,15 +173,28 @@ class AdaptiveScanMamba(nn.Module):
         recompute = self.checkpoint and self.training
         if self.per_group_stack:
             parts = zip(self.stacks, sorted_tokens.chunk(G), strict=True)
-            mixed = torch.cat([run_stack(stack, part, recompute) for stack, part in parts])
+            mixed = torch.cat([run_stack(stack, part, recompute=recompute) for stack, part in parts])
         else:
-            mixed = run_stack(self.stacks[0], sorted_tokens, recompute)
+            mixed = run_stack(self.stacks[0], sorted_tokens, recompute=recompute)
         restored = gather_tokens(mixed, inverse, order)
-        mean_BLD = restored.unflatten(0, (G, B)).mean(0)
+        return restored.unflatten(0, (G, B)).mean(0)
 
-        out_BLD = self.proj_norm(self.proj(mean_BLD))
-        out = from_tokens(tokens_BLD + out_BLD if self.residual else out_BLD, spatial)
-        return (out, orders_GBL) if return_orders else out
+
+def _run_scored(
+    stack: MambaStack, tokens_BLD: torch.Tensor, scores_GBL: torch.Tensor, orders_GBL: torch.Tensor
+) -> torch.Tensor:
+    """A stack over the tokens of several groups, which differ in the score channel alone; (G, B, L, D + 1).
+
+    The first Linear is ``W [x; s] = W_x x + w_s s``: the large part is computed once for all groups.
+    """
+    G = len(scores_GBL)
+    scored = torch.cat([tokens_BLD.expand(G, -1, -1, -1), scores_GBL[..., None]], dim=-1).flatten(0, 1)
+    first, projected = stack.layers[0].get_submodule("linear"), None
+    if type(first) is nn.Linear:  # not one that was quantised or given an adapter: those are more than their weight
+        D = tokens_BLD.shape[-1]
+        shared = F.linear(tokens_BLD, first.weight[:, :D], first.bias)
+        projected = (shared + scores_GBL[..., None] * first.weight[:, D]).flatten(0, 1)
+    return stack(scored, orders_GBL.flatten(0, 1), projected).unflatten(0, (G, -1))
 
 
 class AdaptiveScan:
@@ -171,6 +212,7 @@ class AdaptiveScan:
         per_group_stack: see there.
         residual: see there.
         checkpoint: see there.
+        fused: see there.
     """
 
     def __init__(
@@ -186,6 +228,7 @@ class AdaptiveScan:
         per_group_stack: bool = False,
         residual: bool = False,
         checkpoint: bool = False,
+        fused: bool = True,
     ) -> None:
         self.min_channels = min_channels
         self.options = {
@@ -199,6 +242,7 @@ class AdaptiveScan:
             "per_group_stack": per_group_stack,
             "residual": residual,
             "checkpoint": checkpoint,
+            "fused": fused,
         }
 
     def build(self, dim: int, spatial_dims: int, level: int) -> AdaptiveScanMamba | None:

@@ -49,6 +49,7 @@ class ASMUNet(SegUNet):
         deep_supervision: a head at every decoder level.
         residual: see there.
         checkpoint: see there.
+        fused: see there.
 
     Raises:
         ConfigError: if the lists disagree in length or a value is impossible.
@@ -76,6 +77,7 @@ class ASMUNet(SegUNet):
         deep_supervision: bool = True,
         residual: bool = False,
         checkpoint: bool = False,
+        fused: bool = True,
     ) -> None:
         if isinstance(convs_per_stage, int):
             convs_per_stage = (convs_per_stage, convs_per_stage)
@@ -93,6 +95,7 @@ class ASMUNet(SegUNet):
             per_group_stack=per_group_stack,
             residual=residual,
             checkpoint=checkpoint,
+            fused=fused,
         )
         encoder = UNetPlainEncoder(
             spatial_dims, in_channels, features, strides, kernel_sizes, convs_per_stage[0], mixer

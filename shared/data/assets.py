@@ -25,7 +25,8 @@ class Asset:
 
     Attributes:
         name: the name that ``tools/fetch.py`` takes.
-        kind: ``pip`` (an archive of PyPI) or ``apt`` (a Debian package).
+        kind: ``pip`` (an archive of PyPI), ``sdist`` (PyPI's source archive of a package; to name it, pip runs its
+            setup script, after the sha256 was found right) or ``apt`` (a Debian package).
         package: the package's name.
         version: the pinned version.
         sha256: of the archive; a tuple where builds differ by platform, one of which must match.
@@ -114,9 +115,9 @@ def _asset(name: str, entry: Any, file: Path) -> Asset:
         asset = Asset(name=name, **values)
     except TypeError as error:
         raise ConfigError(f"{file}: asset {name!r}: {error}") from error
-    if asset.kind not in ("pip", "apt") or asset.into not in ("assets", "site") or not (asset.sha256 and asset.files):
+    if asset.kind not in ("pip", "sdist", "apt") or asset.into not in ("assets", "site") or not (asset.sha256 and asset.files):
         raise ConfigError(
-            f"{file}: asset {name!r} needs kind pip or apt, into assets or site, a sha256 and the files wanted"
+            f"{file}: asset {name!r} needs kind pip, sdist or apt, into assets or site, a sha256 and the files wanted"
         )
     return asset
 

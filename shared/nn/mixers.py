@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint as run_checkpointed
@@ -79,7 +81,7 @@ class RasterMamba(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, dim, *S) or (B, L, dim) to the same shape."""
         tokens_BLD, spatial = to_tokens(x, self.dim, self.spatial_dims)
-        mixed = run_stack(self.stack, tokens_BLD, self.checkpoint and self.training)
+        mixed = run_stack(self.stack, tokens_BLD, recompute=self.checkpoint and self.training)
         out_BLD = self.proj_norm(self.proj(mixed))
         return from_tokens(tokens_BLD + out_BLD if self.residual else out_BLD, spatial)
 
@@ -127,10 +129,10 @@ class Raster:
         )
 
 
-def run_stack(stack: nn.Module, tokens_BLD: torch.Tensor, recompute: bool) -> torch.Tensor:
-    """``stack(tokens)``, recomputed in the backward pass if asked for; the gradients are the same."""
+def run_stack(stack: Callable[..., torch.Tensor], *inputs: torch.Tensor, recompute: bool) -> torch.Tensor:
+    """``stack(*inputs)``, recomputed in the backward pass if asked for; the gradients are the same."""
     if recompute and torch.is_grad_enabled():
-        out = run_checkpointed(stack, tokens_BLD, use_reentrant=False)
+        out = run_checkpointed(stack, *inputs, use_reentrant=False)
         assert isinstance(out, torch.Tensor)
         return out
-    return stack(tokens_BLD)
+    return stack(*inputs)

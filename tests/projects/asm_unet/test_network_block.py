@@ -245,3 +245,75 @@ def test_mixer():
         block(torch.zeros(1, 9, 4))
     with pytest.raises(ValueError, match="positive"):
         AdaptiveScanMamba(6, num_groups=0)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("per_group", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (F64, 1e-10)], ids=str)
+def test_fused_equals_gathering(per_group, checkpoint, residual, dtype, tolerance):
+    block = make(per_group_stack=per_group, checkpoint=checkpoint, residual=residual).to(dtype).train()
+    x = torch.randn(2, 6, 3, 5, dtype=dtype, requires_grad=True)
+    assert block.fused
+    weight, results = torch.randn(2, 6, 3, 5, dtype=dtype), []
+    for block.fused in (True, False):
+        out, orders = block(x, return_orders=True)
+        leaves = [x, *block.parameters()]
+        results.append([orders, out, *torch.autograd.grad((out * weight).sum(), leaves)])
+    for a, b in zip(*results, strict=True):
+        scale = max(1.0, float(b.detach().abs().max()))
+        assert float((a - b).detach().abs().max()) <= tolerance * scale
+
+
+def test_fused_moves_no_token(monkeypatch):
+    """Neither gather nor inverse in the block itself, and the first Linear sees each token once for all groups."""
+    import bestiary.projects.asm_unet.adaptive_scan as module
+
+    def refuse(*_, **__):
+        raise AssertionError("the fused block gathers nothing")
+
+    monkeypatch.setattr(module, "gather_tokens", refuse)
+    monkeypatch.setattr(module, "invert_order", refuse)
+    calls, linear = [], F.linear
+
+    def spy(x, weight, bias=None):
+        calls.append((tuple(x.shape), tuple(weight.shape)))
+        return linear(x, weight, bias)
+
+    block = make()
+    x = torch.randn(2, 5, 6, dtype=F64)
+    monkeypatch.setattr(module.F, "linear", spy)
+    block(x)
+    assert ((2, 5, 6), (7, 6)) in calls
+    block.fused = False
+    with pytest.raises(AssertionError, match="gathers nothing"):
+        block(x)
+
+
+def test_fused_respects_a_wrapped_linear():
+    """A Linear that was given an adapter is called, not read."""
+
+    class Doubled(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.weight, self.bias = inner, inner.weight, inner.bias
+
+        def forward(self, x):
+            return 2 * self.inner(x)
+
+    block = make()
+    block.stacks[0].layers[0].linear = Doubled(block.stacks[0].layers[0].linear)
+    x, outputs = torch.randn(2, 5, 6, dtype=F64), []
+    for block.fused in (True, False):
+        outputs.append(block(x))
+    torch.testing.assert_close(*outputs)
+
+
+def test_options_reach_the_block():
+    from bestiary.projects.asm_unet.model import ASMUNet
+
+    for fused in (True, False):
+        net = ASMUNet(2, 1, 2, [4, 8], [1, 2], [3, 3], asm_min_channels=4, fused=fused)
+        blocks = [m for m in net.modules() if isinstance(m, AdaptiveScanMamba)]
+        assert [b.fused for b in blocks] == [fused]
+    assert set(make().state_dict()) == set(make(fused=False).state_dict())

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bestiary.shared.nn.mamba import Mamba, MambaLayer, MambaStack, SlicedMamba
+from bestiary.shared.nn.mamba import BidirectionalMamba, Mamba, MambaLayer, MambaStack, SlicedMamba
 
 transformers = pytest.importorskip("transformers")
 
@@ -146,3 +146,145 @@ def test_float64_and_wrong_shapes():
         layer(torch.randn(1, 6, 4))
     with pytest.raises(ValueError, match="num_slices"):
         SlicedMamba(6, 0)
+
+
+def orders(B, L, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(L, generator=g) for _ in range(B)])
+
+
+def gathered(layer, x, order, **options):
+    """The layer on tokens moved into the order, its output moved back: by plain indexing."""
+    rows = torch.arange(len(x))[:, None]
+    out = torch.zeros_like(x)
+    out[rows, order] = layer(x[rows, order], **options)
+    return out
+
+
+@pytest.mark.parametrize("length", [1, 5, 10, 11])
+@pytest.mark.parametrize("kind", [Mamba, SlicedMamba, BidirectionalMamba, MambaLayer, MambaStack])
+def test_walking_by_an_order_equals_gathering(kind, length):
+    torch.manual_seed(0)
+    layer = kind(6, d_state=3).double()
+    x = torch.randn(2, length, 6, dtype=torch.float64, requires_grad=True)
+    order = orders(2, length)
+    found, want = layer(x, scan_order_BL=order), gathered(layer, x, order)
+    torch.testing.assert_close(found, want, rtol=1e-10, atol=1e-12)
+    leaves = [x, *layer.parameters()]
+    mine, theirs = (torch.autograd.grad(o.pow(3).sum(), leaves) for o in (found, want))
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_reverse_equals_flipping():
+    torch.manual_seed(0)
+    layer, x = randomise(Mamba(6)).double(), torch.randn(2, 9, 6, dtype=torch.float64)
+    torch.testing.assert_close(layer(x, reverse=True), layer(x.flip(1)).flip(1))
+    order = orders(2, 9)
+    torch.testing.assert_close(layer(x, order, True), layer(x, order.flip(1)))
+
+
+@pytest.mark.parametrize("kind", [Mamba, BidirectionalMamba])
+def test_packed_rows(kind):
+    torch.manual_seed(0)
+    layer, x = randomise(kind(6)).double(), torch.randn(2, 9, 6, dtype=torch.float64)
+    seq = torch.tensor([[0] * 4 + [1] * 5] * 2)
+    want = torch.cat([layer(part) for part in x.split([4, 5], 1)], 1)
+    torch.testing.assert_close(layer(x, seq_idx_BL=seq), want)
+    assert (layer(x) - want).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("divide", [False, True])
+def test_bidirectional_is_the_sum_of_two_mixers(divide):
+    torch.manual_seed(0)
+    layer, x = randomise(BidirectionalMamba(8, divide, d_state=4)), torch.randn(2, 7, 8)
+    want = peer(layer)(x) + peer(layer, "_b")(x.flip(1)).flip(1)
+    torch.testing.assert_close(layer(x), want / 2 if divide else want, rtol=1e-5, atol=1e-5)
+
+
+def test_tokens_are_not_copied():
+    """Convolution and scan see the projections' memory as it lies: channel-last views."""
+    seen = {}
+    import bestiary.kernels.mamba_inner.branch as branch
+
+    conv, scan = branch.causal_conv1d_fn, branch.selective_scan_fn
+
+    def spy_conv(x, *args, **kwargs):
+        seen["x"] = x
+        return conv(x, *args, **kwargs).transpose(1, 2).contiguous().transpose(1, 2)
+
+    def spy_scan(u, delta, A, B, C, D, z, *args, **kwargs):
+        seen.update(u=u, delta=delta, B=B, C=C, z=z)
+        return scan(u, delta, A, B, C, D, z, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(branch, "causal_conv1d_fn", spy_conv)
+        patch.setattr(branch, "selective_scan_fn", spy_scan)
+        Mamba(8, d_state=4)(torch.randn(2, 7, 8))
+    assert all(t.stride(1) == 1 for t in seen.values())
+    assert seen["x"].untyped_storage().data_ptr() == seen["z"].untyped_storage().data_ptr()
+    assert seen["B"].untyped_storage().data_ptr() == seen["C"].untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("length", [1, 2, 9])
+@pytest.mark.parametrize("options", [{}, {"d_conv": 2, "d_state": 5, "expand": 3}], ids=str)
+def test_prefill_equals_steps(length, options):
+    torch.manual_seed(0)
+    layer, x = randomise(Mamba(6, **options)).double(), torch.randn(2, length + 3, 6, dtype=torch.float64)
+    want = layer(x)
+    states = layer.allocate_inference_cache(2)
+    assert states[0].shape == (2, layer.d_inner, layer.d_conv - 1)
+    assert states[1].shape == (2, layer.d_inner, layer.d_state)
+    with torch.no_grad():
+        for t in range(length + 3):
+            out, *states = layer.step(x[:, t : t + 1], *states)
+            torch.testing.assert_close(out, want[:, t : t + 1])
+        # a prompt at once, then steps
+        out, *prompt = layer(x[:, :length], return_states=True)
+        torch.testing.assert_close(out, want[:, :length])
+        more, *_ = layer(x[:, length:], states=tuple(s.clone() for s in prompt), return_states=True)
+        torch.testing.assert_close(more, want[:, length:])
+        for t in range(length, length + 3):
+            out, *prompt = layer.step(x[:, t : t + 1], *prompt)
+            torch.testing.assert_close(out, want[:, t : t + 1])
+    for a, b in zip(states, prompt, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_decoding_dtypes_and_refusals():
+    layer = Mamba(6).bfloat16()
+    conv_state, ssm_state = layer.allocate_inference_cache(3)
+    assert conv_state.dtype == torch.bfloat16
+    assert ssm_state.dtype == torch.float32
+    out, *_ = layer.step(torch.randn(3, 1, 6, dtype=torch.bfloat16), conv_state, ssm_state)
+    assert out.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="one token"):
+        layer.step(torch.zeros(3, 2, 6, dtype=torch.bfloat16), conv_state, ssm_state)
+    for other in (SlicedMamba(6), BidirectionalMamba(6)):
+        with pytest.raises(NotImplementedError, match="later tokens"):
+            other.allocate_inference_cache(1)
+
+
+def test_the_gate_is_taken_in_float32_under_autocast():
+    """The scan gets float32 whatever autocast says, and its gated result is rounded once."""
+    torch.manual_seed(0)
+    layer, x = Mamba(8), torch.randn(2, 7, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        x_BLE, z_BLE = layer._project(x)
+        y_BLE = layer._branch(x_BLE)
+        found = layer(x)
+        want = layer.out_proj((y_BLE * F.silu(z_BLE.float())).bfloat16())
+    assert y_BLE.dtype == torch.float32
+    torch.testing.assert_close(found, want)
+
+
+@pytest.mark.parametrize("kind", [Mamba, MambaLayer])
+def test_compiles_whole(kind):
+    torch.manual_seed(0)
+    layer, x, order = kind(6, d_state=3), torch.randn(2, 7, 6), orders(2, 7)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    want, found = layer(x, scan_order_BL=order), compiled(x, scan_order_BL=order)
+    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+    leaves = list(layer.parameters())
+    for a, b in zip(*(torch.autograd.grad(o.square().sum(), leaves) for o in (found, want)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
