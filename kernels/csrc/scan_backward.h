@@ -118,10 +118,12 @@ struct Chunk {
         u(s_.face(s_.u, b_, k_)), delta(s_.face(s_.delta, b_, k_)), z(s_.face(s_.z, b_, k_)),
         dout(s_.face(grads_.dout, b_, k_)) {}
 
-  void load_steps(const Steps& steps, const ChunkTiles& f, vf bias) const {
+  // `begin` is the chunk's first step; the chunk before it is next.
+  void load_steps(const Steps& steps, const ChunkTiles& f, vf bias, const Walk& walk, int64_t begin) const {
     load_tile(f.dt, delta, steps, c0, width);
     load_tile(f.u, u, steps, c0, width);
     load_tile(f.dy, dout, steps, c0, width);
+    for (const Face* face : {&u, &delta, &dout, &z}) prefetch_tile(*face, walk, begin - T, c0, width);
     for (int t = 0; t < steps.n; ++t) {
       vf d = load(f.dt + t * W) + bias;
       if (s.softplus) {
@@ -175,7 +177,7 @@ inline void scan_backward_task(const Scan& s, const ScanGrads& grads, const floa
       const Block& own = constants[i];
       Carried& carry = carried[i];
       Chunk chunk(s, grads, b, k, block);
-      chunk.load_steps(steps, f, own.bias);
+      chunk.load_steps(steps, f, own.bias, walk, c * T);
       const float* first_h = saved + s.saved(b, k, block, c);
       std::memcpy(h, first_h, size * 4);
       if (chunk.z) {
@@ -261,7 +263,7 @@ inline void scan_backward_local(const Scan& s, const ScanGrads& grads, int64_t r
   for (int64_t c = s.first_chunk(segment + 1) - 1; c >= s.first_chunk(segment); --c) {
     steps.fill(walk, c * T, (int)std::min<int64_t>(T, s.L - c * T));
     rows.fill(s, steps, b, k, block / s.blocks_g);
-    chunk.load_steps(steps, f, own.bias);
+    chunk.load_steps(steps, f, own.bias, walk, c * T);
     if (chunk.z) {
       load_tile(gate, chunk.z, steps, chunk.c0, chunk.width);
       for (int t = 0; t < steps.n; ++t) store(f.dy + t * W, load(f.dy + t * W) * silu(load(gate + t * W)));

@@ -52,27 +52,36 @@ inline void state_update_task(const StateUpdate& s, int64_t b, int64_t h, int64_
     for (int64_t p = p0; p < p1; ++p) s.out.set(to + p * s.out.stride[2], 0.0f);
     return;
   }
-  std::vector<float> room(4 * N);
-  const float* B = read_line(s.B, b * s.B.stride[0] + g * s.B.stride[1], s.B.stride[2], N, room.data());
-  const float* C = read_line(s.C, b * s.C.stride[0] + g * s.C.stride[1], s.C.stride[2], N, room.data() + N);
+  const Buffer room(4 * N);
+  const float* B = read_line(s.B, b * s.B.stride[0] + g * s.B.stride[1], s.B.stride[2], N, room.p);
+  const float* C = read_line(s.C, b * s.C.stride[0] + g * s.C.stride[1], s.C.stride[2], N, room.p + N);
   const bool scalar = !s.A.stride[1] && !s.A.stride[2];
   const bool direct = s.state.dtype == F32 && s.state.stride[3] == 1;
+  // to[i] = a[offset + (p + i) * stride]; heads often have one value for all channels
+  auto values = [](float* to, const Array& a, int64_t offset, int64_t stride, int rows) {
+    if (!a) return store(to, vf{});
+    if (!stride) return store(to, set1(a.get(offset)));
+    if (a.dtype == F32 && stride == 1) return store(to, load_n(reinterpret_cast<const float*>(a.at(offset)), rows));
+    store(to, vf{});
+    for (int i = 0; i < rows; ++i) to[i] = a.get(offset + i * stride);
+  };
   for (int64_t p = p0; p < p1; p += W) {
     const int rows = (int)std::min<int64_t>(W, p1 - p);
-    alignas(64) float x[W] = {}, dt[W] = {}, decay[W] = {}, D[W] = {}, z[W] = {};
-    for (int i = 0; i < rows; ++i) {
-      x[i] = s.x.get(b * s.x.stride[0] + h * s.x.stride[1] + (p + i) * s.x.stride[2]);
-      dt[i] = s.dt.get(b * s.dt.stride[0] + h * s.dt.stride[1] + (p + i) * s.dt.stride[2]);
-      if (s.bias) dt[i] += s.bias.get(h * s.bias.stride[0] + (p + i) * s.bias.stride[1]);
-      if (s.D) D[i] = s.D.get(h * s.D.stride[0] + (p + i) * s.D.stride[1]);
-      if (s.z) z[i] = s.z.get(b * s.z.stride[0] + h * s.z.stride[1] + (p + i) * s.z.stride[2]);
-    }
+    alignas(64) float x[W], dt[W], decay[W], D[W], z[W], bias[W];
+    values(x, s.x, b * s.x.stride[0] + h * s.x.stride[1] + p * s.x.stride[2], s.x.stride[2], rows);
+    values(dt, s.dt, b * s.dt.stride[0] + h * s.dt.stride[1] + p * s.dt.stride[2], s.dt.stride[2], rows);
+    values(bias, s.bias, h * s.bias.stride[0] + p * s.bias.stride[1], s.bias.stride[1], rows);
+    values(D, s.D, h * s.D.stride[0] + p * s.D.stride[1], s.D.stride[1], rows);
+    values(z, s.z, b * s.z.stride[0] + h * s.z.stride[1] + p * s.z.stride[2], s.z.stride[2], rows);
+    store(dt, load(dt) + load(bias));
     if (s.softplus) store(dt, softplus(load(dt)));
     if (scalar) store(decay, exp2(load(dt) * set1(s.A.get(h * s.A.stride[0]) * 1.44269504f)));
+    else
+      store(decay, vf{});
     vf sums[W] = {};
     for (int i = 0; i < rows; ++i) {
       const int64_t at = slot * s.state.stride[0] + h * s.state.stride[1] + (p + i) * s.state.stride[2];
-      float* own = direct ? reinterpret_cast<float*>(s.state.at(at)) : room.data() + 2 * N;
+      float* own = direct ? reinterpret_cast<float*>(s.state.at(at)) : room.p + 2 * N;
       if (!direct) {
         const float* in = read_line(s.state, at, s.state.stride[3], N, own);
         if (in != own) std::memcpy(own, in, N * 4);
@@ -81,7 +90,7 @@ inline void state_update_task(const StateUpdate& s, int64_t b, int64_t h, int64_
         sums[i] = update_row<true>(own, B, C, nullptr, dt[i], decay[i], dt[i] * x[i], N);
       } else {
         const int64_t row = h * s.A.stride[0] + (p + i) * s.A.stride[1];
-        const float* A = read_line(s.A, row, s.A.stride[2], N, room.data() + 3 * N);
+        const float* A = read_line(s.A, row, s.A.stride[2], N, room.p + 3 * N);
         sums[i] = update_row<false>(own, B, C, A, dt[i], 0.0f, dt[i] * x[i], N);
       }
       if (!direct)

@@ -190,6 +190,22 @@ inline void load_tile(float* tile, const Face& f, const Steps& s, int64_t c, int
   }
 }
 
+// Asks for what load_tile will read of the chunk at `begin`. A chunk's work hides the wait; the hardware alone follows
+// neither an order nor as many streams as a tile has.
+inline void prefetch_tile(const Face& f, const Walk& walk, int64_t begin, int64_t c, int width) {
+  if (!f || begin < 0 || begin >= walk.L) return;
+  const int64_t bytes = f.dtype == F32 ? 4 : 2;
+  const char* base = f.p + c * f.channel * bytes;
+  const int n = (int)std::min<int64_t>(T, walk.L - begin);
+  if (f.token == 1 && !walk.order) {
+    const int64_t first = walk.reverse ? walk.token(begin + n - 1) : begin;
+    for (int i = 0; i < width; ++i)
+      for (int64_t at = 0; at < n * bytes; at += 64) __builtin_prefetch(base + i * f.channel * bytes + first * bytes + at, 0, 2);
+  } else if (f.channel == 1) {
+    for (int t = 0; t < n; ++t) __builtin_prefetch(base + walk.token(begin + t) * f.token * bytes);
+  }
+}
+
 // The inverse of load_tile.
 inline void store_tile(const Face& f, const float* tile, const Steps& s, int64_t c, int width) {
   if (f.dtype != F32) {

@@ -115,7 +115,11 @@ def _asset(name: str, entry: Any, file: Path) -> Asset:
         asset = Asset(name=name, **values)
     except TypeError as error:
         raise ConfigError(f"{file}: asset {name!r}: {error}") from error
-    if asset.kind not in ("pip", "sdist", "apt") or asset.into not in ("assets", "site") or not (asset.sha256 and asset.files):
+    if (
+        asset.kind not in ("pip", "sdist", "apt")
+        or asset.into not in ("assets", "site")
+        or not (asset.sha256 and asset.files)
+    ):
         raise ConfigError(
             f"{file}: asset {name!r} needs kind pip, sdist or apt, into assets or site, a sha256 and the files wanted"
         )

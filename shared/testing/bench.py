@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -91,10 +92,8 @@ def _line(row: dict[str, Any]) -> str:
 
 def peak_bytes(run: Callable[[], Any]) -> int:
     """How far the resident memory of this process grows while ``run`` runs; Linux alone. Warm ``run`` up first."""
-    try:
+    with contextlib.suppress(OSError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except OSError:
-        pass
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     kept = run()
@@ -121,7 +120,9 @@ def processor() -> dict[str, Any]:
     return {
         "model": lines.get("Model name", platform.processor()).strip(),
         "cores": os.cpu_count(),
-        "caches": {name: value.strip() for name, value in lines.items() if name.strip().startswith(("L1d", "L2", "L3"))},
+        "caches": {
+            name: value.strip() for name, value in lines.items() if name.strip().startswith(("L1d", "L2", "L3"))
+        },
         "flags": [f for f in flags if f.startswith(("avx", "fma", "amx", "f16c", "sse4"))],
         "load": os.getloadavg()[0],
     }

@@ -53,7 +53,7 @@ def compiled_scan(steps: int = 32) -> Callable[..., torch.Tensor]:
 
 
 def transformers_scan(mambapy: bool) -> Callable[..., torch.Tensor] | None:
-    """transformers' Mamba without CUDA kernels: its loop, or with ``mambapy`` the parallel scan of mambapy."""
+    """The Mamba of transformers without CUDA kernels: its loop, or with ``mambapy`` the parallel scan of mambapy."""
     try:
         from transformers.models.mamba import modeling_mamba
 
@@ -70,7 +70,7 @@ def transformers_scan(mambapy: bool) -> Callable[..., torch.Tensor] | None:
 
 
 def transformers_ssd(chunk: int = 64) -> Callable[..., torch.Tensor] | None:
-    """transformers' Mamba-2 without CUDA kernels, at the chunk that suits a CPU (its default of 256 is slower)."""
+    """The Mamba-2 of transformers without CUDA kernels, at the chunk that suits a CPU (256, its default, is slower)."""
     try:
         from transformers.models.mamba2 import modeling_mamba2
     except ImportError:
@@ -99,12 +99,14 @@ def gathered(scan: Callable[..., torch.Tensor], order_BL: torch.Tensor) -> Calla
 
 
 def oned_conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """torch's own depthwise convolution and silu."""
+    """The depthwise convolution that torch has, and silu."""
     padded = F.conv1d(x, weight[:, None], bias, padding=weight.shape[1] - 1, groups=x.shape[1])
     return F.silu(padded[..., : x.shape[2]])
 
 
-def with_gradients(run: Callable[..., Any], inputs: list[torch.Tensor], seed: int = 1) -> Callable[[], list[torch.Tensor]]:
+def with_gradients(
+    run: Callable[..., Any], inputs: list[torch.Tensor], seed: int = 1
+) -> Callable[[], list[torch.Tensor]]:
     """Forward and backward: the output and the gradients of all inputs, for one fixed gradient of the output."""
     leaves = [t.detach().requires_grad_() for t in inputs]
     kept: list[torch.Tensor] = []
@@ -113,7 +115,8 @@ def with_gradients(run: Callable[..., Any], inputs: list[torch.Tensor], seed: in
         out = run(*leaves)
         if not kept:
             g = torch.Generator().manual_seed(seed)
-            kept.append(torch.randn(out.shape, generator=g, dtype=torch.float32).to(out.dtype))
+            values = torch.randn(out.shape, generator=g, dtype=torch.float32)
+            kept.append(torch.empty_like(out).copy_(values).detach())  # in the output's layout
         return [out.detach(), *torch.autograd.grad(out, leaves, kept[0])]
 
     return step

@@ -3,6 +3,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -115,6 +116,45 @@ def test_an_interrupted_fetch_leaves_no_trace_in_the_next(shop):
     (leftover / "half.whl").write_text("")
     assert shop.run("toy").returncode == 0
     assert "partial/toy/archive/half.whl" not in shop.kept()
+
+
+@pytest.fixture
+def source(shop):
+    """The shop with a source archive instead, whose setup script leaves a mark when it is run."""
+    shop.wheel.unlink()
+    tree = shop.folder / "toy_pkg-1.0"
+    (tree / "toy").mkdir(parents=True)
+    (tree / "toy" / "code.py").write_text("x = 1")
+    (tree / "setup.py").write_text(
+        "import pathlib, setuptools\n"
+        f"pathlib.Path({str(shop.folder / 'ran')!r}).write_text('')\n"
+        "setuptools.setup(name='toy-pkg', version='1.0')\n"
+    )
+    (tree / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: toy-pkg\nVersion: 1.0\n")
+    shop.wheel = shop.wheel.parent / "toy_pkg-1.0.tar.gz"
+    with tarfile.open(shop.wheel, "w:gz") as bundle:
+        bundle.add(tree, "toy_pkg-1.0")
+    shop.sha = hashlib.sha256(shop.wheel.read_bytes()).hexdigest()
+    return shop
+
+
+SOURCE = {"kind": "sdist", "strip": "toy_pkg-1.0", "files": "[toy_pkg-1.0/toy/*]"}
+
+
+def test_a_source_archive_is_unpacked(source):
+    pytest.importorskip("setuptools")
+    done = source.run("toy", **SOURCE)
+    assert done.returncode == 0, done.stderr
+    assert source.kept() == ["assets/toy/.asset.json", "assets/toy/toy/code.py"]
+
+
+def test_no_script_of_an_unknown_source_archive_is_run(source):
+    done = source.run("toy", **SOURCE, sha256="f" * 64)
+    assert done.returncode == 2
+    assert f"has sha256 {source.sha}, but" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert source.kept() == []
+    assert not (source.folder / "ran").exists()
 
 
 def test_list_and_unknown_names(shop):

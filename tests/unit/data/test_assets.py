@@ -88,6 +88,15 @@ def test_unknown_names_and_fields_are_said(home):
         assets.load_manifest()
 
 
+def test_kinds_are_known(home):
+    for kind in ("pip", "sdist", "apt"):
+        (home / "assets.yaml").write_text(MANIFEST.format(extra="").replace("kind: pip", f"kind: {kind}"))
+        assert assets.get_asset("toy").kind == kind
+    (home / "assets.yaml").write_text(MANIFEST.format(extra="").replace("kind: pip", "kind: git"))
+    with pytest.raises(ConfigError, match="needs kind pip, sdist or apt"):
+        assets.load_manifest()
+
+
 def test_the_manifest_of_the_repository_is_complete():
     for asset in assets.load_manifest().values():
         assert len(asset.sha256[0]) == 64, asset.name

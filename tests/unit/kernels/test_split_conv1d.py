@@ -178,6 +178,67 @@ def test_gradients():
     assert gradgradcheck(function, leaves, fast_mode=True)
 
 
+def test_upstreams_positions(backend):
+    p = inputs(L=6)
+    seq = torch.tensor([[0, 0, 0, 1, 1, 1]] * 2, dtype=torch.int32)
+    head = [p[k] for k in ("zxbcdt", "conv_weight", "conv_bias", "dt_bias", "A", "D")]
+    tail = ["silu", p["norm"], 1e-3, p["out_weight"], p["out_bias"], P, G, False]
+    out = mamba_split_conv1d_scan_combined(*head, 4, p["S0"], seq, (0.1, 3.0), False, *tail, backend=backend)
+    for part, start in ((slice(0, 3), p["S0"]), (slice(3, 6), torch.zeros_like(p["S0"]))):
+        one = p | {"zxbcdt": p["zxbcdt"][:, part], "S0": start}
+        close([out[:, part]], naive(one, False, (0.1, 3.0), 1e-3)[:1])
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 6, 16])
+def test_other_groups_and_heads(backend, groups, size, monkeypatch):
+    for name, value in {"G": groups, "P": size, "DIM": H * size, "CONV": H * size + 2 * groups * N}.items():
+        monkeypatch.setitem(globals(), name, value)
+    # a norm over a single channel leaves its sign alone, whose gradient is rounding
+    p = inputs(mlp=2) | (dict.fromkeys(["norm"]) if size == 1 else {})
+    check(p, backend, {})
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 256])
+def test_chunk_size_changes_nothing(backend, chunk):
+    p = inputs(L=70)
+    head = [p[k] for k in ("zxbcdt", "conv_weight", "conv_bias", "dt_bias", "A", "D")]
+    outs = [
+        mamba_split_conv1d_scan_combined(*head, c, headdim=P, ngroups=G, rmsnorm_weight=p["norm"], backend=backend)
+        for c in (chunk, 64)
+    ]
+    close(outs[:1], outs[1:])
+
+
+def test_autocast_touches_the_projection_alone(backend):
+    p = inputs()
+    bare = p | dict.fromkeys(("out_weight", "out_bias"))
+    want = block(bare, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, (out, _) = block(bare, backend=backend), block(p, backend=backend)
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+    assert out.dtype == torch.bfloat16
+
+
+def test_gradient_of_a_subset(backend):
+    p = inputs()
+    _, whole = gradients(lambda q: block(q, backend=backend)[:1], p)
+    for name, want in zip(p, whole, strict=True):
+        some = {k: v.clone().requires_grad_(k == name) for k, v in p.items()}
+        out = block(some, backend=backend)[0]
+        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=F64).float()
+        (out * weight).sum().backward()
+        close([some[name].grad], [want], 1e-6)
+
+
+def test_compiles_whole(backend):
+    p = inputs()
+    compiled = torch.compile(lambda q: block(q, backend=backend), fullgraph=True, backend="aot_eager")
+    results = [gradients(f, p) for f in (lambda q: block(q, backend=backend), compiled)]
+    for found, want in zip(*results, strict=True):
+        close(found, want, 1e-6)
+
+
 @pytest.mark.parametrize("size", [None, 4, 12])
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("gated", [True, False])
