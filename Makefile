@@ -40,9 +40,11 @@ train: $(VENV)/.zoo  ## install what is needed, fetch the small brain, train ASM
 	$(PY) tools/fetch.py icbm152
 	$(PY) tools/train.py +project=asm_unet
 
-test: $(VENV)/.dev  ## install what is needed, fetch assets under 20 MB, run the tests
-	$(PY) tools/fetch.py icbm152
-	$(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+# With the C++ kernels, which need a compiler; then, where no tests are picked, once more without them.
+test: $(VENV)/.dev  ## install what is needed, fetch assets under 20 MB, run the tests; needs a C++ compiler
+	$(PY) tools/fetch.py icbm152 mamba_ssm causal_conv1d
+	BESTIARY_NATIVE=require $(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(if $(PYTEST_ARGS),,BESTIARY_NATIVE=off $(PY) -m pytest -n 2 --dist loadfile tests/unit/kernels tests/unit/nn)
 
 lint: $(VENV)/.dev  ## ruff check, ruff format --check, import-linter
 	$(PY) -m ruff check .
@@ -52,9 +54,12 @@ lint: $(VENV)/.dev  ## ruff check, ruff format --check, import-linter
 types: $(VENV)/.dev  ## pyright
 	$(PY) -m pyright --pythonpath $(PY)
 
-wheel: $(VENV)/.dev  ## dist/bestiary-*.whl
+# The libraries are built for every instruction set of this architecture; setup.py takes them only from that variable,
+# so that none stays in the sources. What is left in build/ after a failure is in no later build's way.
+wheel: $(VENV)/.dev  ## dist/bestiary-*.whl for this platform, with the kernels built
 	rm -rf build
-	$(PY) -m build --wheel
+	PYTHONPATH=src $(PY) -m bestiary.kernels.backends.native --isa all --out build/prebuilt
+	BESTIARY_PREBUILT=build/prebuilt $(PY) -m build --wheel --no-isolation
 	rm -rf build
 
 clean:  ## remove build products and caches; .venv, runs and fetched data stay

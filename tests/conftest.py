@@ -78,7 +78,8 @@ def clean_env() -> Callable[..., dict[str, str]]:
     """
 
     def make(**changes: str | None) -> dict[str, str]:
-        dropped = ("BESTIARY_RUNS", "BESTIARY_KERNELS", "PYTHONPATH", "HYDRA_FULL_ERROR", "WANDB_API_KEY")
+        ours = ("BESTIARY_RUNS", "BESTIARY_KERNELS", "BESTIARY_NATIVE", "BESTIARY_ISA")
+        dropped = (*ours, "PYTHONPATH", "HYDRA_FULL_ERROR", "WANDB_API_KEY")
         env = {k: v for k, v in os.environ.items() if k not in dropped and not k.startswith("PYTEST_")}
         env["COLUMNS"] = "120"
         for key, value in changes.items():

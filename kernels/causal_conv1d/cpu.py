@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bestiary.kernels.backends import native
-from bestiary.kernels.backends.library import define, differentiate, empty_rows, needs_grad
+from bestiary.kernels.backends.library import define, differentiate, empty_rows
 
 _INPUTS = (
     "Tensor x, Tensor weight, Tensor? bias, Tensor? initial, Tensor? seq, Tensor? order, bool silu, bool reverse, "
@@ -76,7 +76,7 @@ def final_states(x, n, initial, order, reverse):
     else:
         index = order[:, :, tokens].long()
         own = torch.gather(x, 3, index[:, :, None].expand(-1, -1, x.shape[2], -1))
-    if L < n:
+    if n > L:
         before = x.new_zeros((*x.shape[:3], n)) if initial is None else initial.to(x.dtype)
         own = torch.cat([before[..., L:], own], dim=3)
     return own
@@ -137,7 +137,7 @@ def _reference(x, weight, bias, initial, seq, order, silu, reverse, final, out_d
                 scan_order=own,
                 reverse=reverse,
                 out_dtype=out_dtype,
-            )  # fmt: skip
+            )
         )
     if not final:
         return (torch.stack(rows, 1),)

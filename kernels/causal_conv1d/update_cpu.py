@@ -1,4 +1,7 @@
-"""One step of the causal convolution in C++, in place. It has no gradient: where one is asked for, the reference runs."""
+"""One step of the causal convolution in C++, in place.
+
+It has no gradient: where one is asked for, the reference runs.
+"""
 
 from __future__ import annotations
 

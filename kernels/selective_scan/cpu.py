@@ -159,12 +159,12 @@ def _reference(u, delta, A, B, C, D, z, bias, h0, seq, order, softplus, reverse,
     outs, lasts = [], []
     for k in range(u.shape[1]):
         B_k, C_k = (m[k] if m.ndim == 3 else m[:, k] for m in (B, C))
-        rows = [None if t is None else t[:, k] for t in (u, delta, z, h0, order)]
+        u_k, delta_k, z_k, h0_k, order_k = (None if t is None else t[:, k] for t in (u, delta, z, h0, order))
         A_k, D_k, bias_k = (None if t is None else t[k] for t in (A, D, bias))
         out, last = selective_scan_ref(
-            rows[0], rows[1], A_k, B_k, C_k, D_k, rows[2], bias_k, softplus, True, initial_state=rows[3],
-            scan_order=rows[4], reverse=reverse, seq_idx=seq, out_dtype=out_dtype,
-        )  # type: ignore[arg-type]  # fmt: skip
+            u_k, delta_k, A_k, B_k, C_k, D_k, z_k, bias_k, softplus, True,  # pyright: ignore[reportArgumentType]
+            initial_state=h0_k, scan_order=order_k, reverse=reverse, seq_idx=seq, out_dtype=out_dtype,
+        )  # fmt: skip
         outs.append(out)
         lasts.append(last)
     return torch.stack(outs, 1), torch.stack(lasts, 1)

@@ -8,6 +8,7 @@ Shape legend: B batch, D channels, N states, L tokens, H heads, P channels of a 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -29,8 +30,11 @@ def scan_loop(u, delta, A, B, C, D, z, bias) -> torch.Tensor:
 
 def compiled_scan(steps: int = 32) -> Callable[..., torch.Tensor]:
     """A chunk of steps under torch.compile, in a Python loop over chunks: the best that inductor does with a scan."""
+    # Versions for other shapes are dropped, and fullgraph makes it an error to have more than Dynamo keeps: it would
+    # go on in eager mode, ten times slower, and the comparison would be worth nothing.
+    torch._dynamo.reset()
 
-    @torch.compile(dynamic=False)
+    @torch.compile(dynamic=False, fullgraph=True)
     def chunk(h, u, delta, A, B, C, D, z, bias):
         dt = F.softplus(delta + bias[:, None])
         outs = []
@@ -58,7 +62,7 @@ def transformers_scan(mambapy: bool) -> Callable[..., torch.Tensor] | None:
         from transformers.models.mamba import modeling_mamba
 
         if mambapy:
-            import mambapy.pscan
+            import_module("mambapy.pscan")
     except ImportError:
         return None
     scan = modeling_mamba.mamba_selective_scan
