@@ -1,8 +1,9 @@
-"""Measure a training step of ASM-UNet and of the plain net, and the time from the command to the first step.
+"""Measure ASM-UNet: one block, a training step beside the plain net's, and the time from the command to the first step.
 
-    python tools/bench_training.py [--rounds 7] [--out docs/benchmarks]
+    python tools/bench_training.py [--only startup,block,step] [--rounds 7] [--out docs/benchmarks]
 
-One thread, CPU seconds, the contenders interleaved in each round, medians. Writes training_<date>.json.
+One thread, CPU seconds, the contenders interleaved in each round, medians. Peak memory of a step is measured in a
+process of its own. Writes training_<date>.json.
 """
 
 import argparse
@@ -18,11 +19,38 @@ from statistics import median
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
+from bestiary.shared.testing import bench
+
+# The ACDC plan of the official code at half its patch in y and x and half its channels.
+PLAN = [
+    "dataset.patch_size=[20,128,112]",
+    "dataset.strides=[[1,1,1],[1,2,2],[2,2,2],[2,2,2],[1,2,2],[1,2,2]]",
+    "dataset.kernel_sizes=[[1,3,3],[3,3,3],[3,3,3],[3,3,3],[3,3,3],[3,3,3]]",
+    "encoder.features=[16,32,64,128,160,160]",
+    "encoder.convs_per_stage=2",
+    "model.network.decoder_convs=2",
+    "backbone.min_channels=32",
+]
 CASES = {
     "icbm152 (laptop)": [],
     "icbm152, blocks above 32 channels": ["backbone.min_channels=32"],
+    "ACDC's plan, a quarter of its patch, half its channels": PLAN,
 }
-NETS = {"asm_unet": [], "raster": ["backbone=raster"], "plain": ["backbone=none"]}
+NETS = {
+    "asm_unet": [],
+    "asm_unet, gathered": ["backbone.fused=false"],
+    "raster": ["backbone=raster"],
+    "plain": ["backbone=none"],
+}
+# Channels and voxels of the block: the first that ACDC's plan has, at a quarter of its tokens.
+BLOCK = (128, (10, 32, 28))
+BLOCKS = {
+    "fused": {},
+    "gathered": {"fused": False},
+    "fused, recomputed": {"checkpoint": True},
+    "gathered, recomputed": {"checkpoint": True, "fused": False},
+    "gathered, reference kernels": {"fused": False},
+}
 
 
 def make_step(overrides):
@@ -63,8 +91,72 @@ def make_step(overrides):
     return step, sum(p.numel() for p in model.parameters())
 
 
-def bench_steps(rounds):
-    """Medians of CPU seconds a step, for each case and net."""
+def make_block(name):
+    """A function that runs one ASM block forward and backward and returns the output and the input's gradient."""
+    import torch
+
+    from bestiary.kernels.backends import ENV
+    from bestiary.projects.asm_unet.adaptive_scan import AdaptiveScanMamba
+
+    torch.manual_seed(0)
+    dim, size = BLOCK
+    block = AdaptiveScanMamba(dim, 3, **BLOCKS[name]).train()
+    x = torch.randn(1, dim, *size, requires_grad=True)
+    upstream = torch.randn(1, dim, *size)
+    backend = "reference" if name.endswith("reference kernels") else os.environ.get(ENV)
+
+    def step():
+        before = os.environ.pop(ENV, None)
+        if backend:
+            os.environ[ENV] = backend
+        try:
+            block.zero_grad(set_to_none=True)
+            x.grad = None
+            out = block(x)
+            out.backward(upstream)
+        finally:
+            os.environ.pop(ENV, None)
+            if before is not None:
+                os.environ[ENV] = before
+        return [out.detach(), x.grad]
+
+    return step
+
+
+def peak_mib(kind, *names):
+    """Peak memory of one step above what is held before it, in a process of its own."""
+    command = [sys.executable, __file__, "--peak-of", kind, *names]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{result.stderr[-2000:]}")
+    return round(int(result.stdout.split()[-1]) / 2**20, 1)
+
+
+def print_peak(kind, *names):
+    """What :func:`peak_mib` runs."""
+    import torch
+
+    torch.set_num_threads(1)
+    step = make_block(*names) if kind == "block" else make_step([*CASES[names[0]], *NETS[names[1]]])[0]
+    step()
+    print(bench.peak_bytes(step))
+
+
+def bench_block(rounds):
+    """Forward and backward of a block, in every way it can be computed; equal results are asked for first."""
+    steps = {name: make_block(name) for name in BLOCKS}
+    truth = [t.clone() for t in steps["gathered, reference kernels"]()]
+    dim, size = BLOCK
+    case = f"ASM block, {dim} channels, {'x'.join(map(str, size))} voxels"
+    rows = bench.race(case, steps, truth, rounds, 1e-3)
+    for row in rows:
+        row["peak_mib"] = peak_mib("block", row["contender"])
+        print(f"{case:44s} {row['contender']:28s} {row['peak_mib']:10.1f} MiB")
+    return rows
+
+
+def bench_step(rounds):
+    """Medians of CPU seconds a step, and peak memory, for each case and net."""
     import torch
 
     torch.set_num_threads(1)
@@ -72,24 +164,30 @@ def bench_steps(rounds):
     for case, extra in CASES.items():
         steps = {net: make_step([*extra, *override]) for net, override in NETS.items()}
         times = {net: [] for net in steps}
-        for number in range(rounds + 1):
+        for number in range((rounds if extra is not PLAN else min(rounds, 3)) + 1):
             for net, (step, _) in steps.items():
                 began = time.process_time()
                 step()
                 if number:  # the first round warms up
                     times[net].append(time.process_time() - began)
-        for net, (_, parameters) in steps.items():
-            row = {"case": case, "net": net, "parameters": parameters, "cpu_s_per_step": round(median(times[net]), 4)}
+        parameters = {net: count for net, (_, count) in steps.items()}
+        del steps
+        for net, count in parameters.items():
+            row = {"case": case, "net": net, "parameters": count, "cpu_s_per_step": round(median(times[net]), 4)}
             row["times_plain"] = round(row["cpu_s_per_step"] / median(times["plain"]), 2)
+            row["peak_mib"] = peak_mib("step", case, net)
             rows.append(row)
-            print(f"{case:36s} {net:9s} {row['cpu_s_per_step']:.3f} CPU s a step, {row['times_plain']:.2f} x plain")
+            print(
+                f"{case:56s} {net:20s} {row['cpu_s_per_step']:.3f} CPU s a step, {row['times_plain']:.2f} x plain, "
+                f"{row['peak_mib']:.0f} MiB"
+            )
     return rows
 
 
 def bench_startup(rounds):
     """Wall seconds from the command to the line of the first step, each with a run folder of its own."""
     seconds = []
-    for _ in range(rounds):
+    for _ in range(min(rounds, 3)):
         with tempfile.TemporaryDirectory() as folder:
             began = time.monotonic()
             process = subprocess.Popen(
@@ -108,28 +206,37 @@ def bench_startup(rounds):
     return {"median_s": median(seconds), "all_s": seconds, "to": "the line of the first training step"}
 
 
+PARTS = {"startup": bench_startup, "block": bench_block, "step": bench_step}
+
+
 def main():
     """Measure and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
+    parser.add_argument("--peak-of", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    os.environ.setdefault("BESTIARY_KERNELS", "auto")
+    if options.peak_of:
+        return print_peak(*options.peak_of)
+    wanted = options.only.split(",")
+    if unknown := sorted(set(wanted) - set(PARTS)):
+        parser.error(f"--only: no {', '.join(unknown)}; there are {', '.join(PARTS)}")
     from bestiary.kernels import backend_report
     from bestiary.shared.core.runs import environment
 
-    startup = bench_startup(3)
-    rows = bench_steps(options.rounds)
+    sys.stdout.reconfigure(line_buffering=True)
+    machine = bench.processor()  # before anything runs, for the load
     here = environment()
     here.pop("threads")
     here.pop("command")
     result = {
-        "what": "training step and start-up of ASM-UNet on the CPU",
+        "what": "an ASM block, a training step and the start-up of ASM-UNet on the CPU",
         **here,
+        "processor": machine,
         "threads": 1,
         "kernels": {op: entry["uses"] for op, entry in backend_report().items()},
-        "startup": startup,
-        "steps": rows,
+        **{name: PARTS[name](options.rounds) for name in wanted},
     }
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / f"training_{here['date'][:10]}.json"

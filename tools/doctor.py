@@ -58,13 +58,21 @@ def torch() -> Lines:
 
 
 def kernels() -> Lines:
-    from bestiary.kernels.backends import backend_report
+    from bestiary.kernels.backends import backend_report, native
 
-    yield "setting", f"BESTIARY_KERNELS={os.environ.get('BESTIARY_KERNELS', 'auto')}"
-    for op, entry in backend_report().items():
+    settings = {"BESTIARY_KERNELS": "auto", native.ENV: "auto"}
+    yield "setting", ", ".join(f"{name}={os.environ.get(name) or default}" for name, default in settings.items())
+    report = backend_report()
+    absent = native.why_absent()
+    yield "C++ library", absent or f"{native.library(native.isa())}, for {native.isa()}"
+    for op, entry in report.items():
         yield op, f"uses {entry['uses'] or 'nothing'}"
+    ops: dict[tuple[str, str], list[str]] = {}
+    for op, entry in report.items():
         for name, reason in entry["others"].items():
-            yield "", f"{name}: {reason}"
+            ops.setdefault((name, reason), []).append(op)
+    for (name, reason), names in ops.items():
+        yield f"not {name}", f"{reason} ({'all ops' if len(names) == len(report) else ', '.join(names)})"
 
 
 def requirements() -> dict[str, list[str]]:

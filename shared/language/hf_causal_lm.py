@@ -49,6 +49,9 @@ class HFCausalLM(nn.Module):
         hf_config._attn_implementation = "sdpa"
         self.lm = transformers.AutoModelForCausalLM.from_config(hf_config)
         self.hidden_size: int = hf_config.hidden_size
+        # transformers 5.24 renamed it and warns at the old name.
+        fields = transformers.modeling_outputs.CausalLMOutputWithPast.__dataclass_fields__
+        self._cache_name = "cache" if "cache" in fields else "past_key_values"
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """(B, T) int64 to (B, T, hidden_size)."""
@@ -101,12 +104,12 @@ class HFCausalLM(nn.Module):
             inputs_embeds=inputs_embeds,
             attention_mask=mask,
             position_ids=position_ids,
-            past_key_values=cache,
+            **{self._cache_name: cache},
             use_cache=cache is not None,
             logits_to_keep=logits_to_keep,
             output_hidden_states=True,
         )
-        return out.logits, out.hidden_states[-1], out.past_key_values
+        return out.logits, out.hidden_states[-1], getattr(out, self._cache_name)
 
 
 def packed_mask(seq_idx: torch.Tensor, attention_mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
