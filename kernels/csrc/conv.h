@@ -104,20 +104,42 @@ inline void taps_along(const float* x, int64_t n, const float* tap, int64_t widt
   }
 }
 
+// The same for tokens [lo, lo + n) that have all their taps in the row, straight from one tensor to the other; n >= W.
+template <int WD>
+BK_INLINE void conv_straight(const float* x, int64_t n, const float* tap, int64_t width, int64_t step, float bias,
+                             bool with_silu, float* out) {
+  const int64_t wd = WD ? WD : width;
+  for (int64_t i = 0; i < n; i += W) {
+    i = std::min(i, n - W);  // the last vector may lie over the one before: the same values once more
+    vf sum = set1(bias);
+    for (int64_t j = 0; j < wd; ++j) sum = fma(set1(tap[j]), load(x + i - j * step), sum);
+    store(out + i, with_silu ? silu(sum) : sum);
+  }
+}
+
 inline void conv_line(const Conv& c, const Array& out, int64_t b, int64_t k, int64_t d) {
   const int64_t H = c.halo, step = c.reverse ? -1 : 1;
   Buffer memory(2 * (LINE + 2 * H + 2 * W) + c.width);
   float *x = memory, *y = x + LINE + 2 * H + 2 * W, *tap = y + LINE + 2 * H + 2 * W;
   for (int64_t j = 0; j < c.width; ++j) tap[j] = c.tap(d, j);
-  std::memset(x, 0, (LINE + 2 * H + 2 * W) * 4);
-  for (int64_t lo = 0; lo < c.L; lo += LINE) {
-    const int64_t n = std::min(LINE, c.L - lo);
+  const float bias = c.bias_of(d);
+  auto some = [&](int64_t lo, int64_t n) {
+    std::memset(x, 0, (n + 2 * H + 2 * W) * 4);
     load_line(c, c.x, b, k, d, lo - H, n + 2 * H, x, true);
-    taps_along(x + H, n, tap, c.width, step, c.bias_of(d), y);
+    taps_along(x + H, n, tap, c.width, step, bias, y);
     if (c.silu)
       for (int64_t i = 0; i < n; i += W) store(y + i, silu(load(y + i)));
     store_line(c, out, b, k, d, lo, n, y);
+  };
+  if (c.x.dtype == F32 && out.dtype == F32 && out.stride[3] == 1 && H <= LINE && c.L - H >= W) {
+    const int64_t lo = c.reverse ? 0 : H;
+    some(c.reverse ? c.L - H : 0, H);
+    auto* from = reinterpret_cast<const float*>(c.x.at(b * c.x.stride[0] + k * c.x.stride[1] + d * c.x.stride[2] + lo));
+    auto* to = reinterpret_cast<float*>(out.at(b * out.stride[0] + k * out.stride[1] + d * out.stride[2] + lo));
+    if (c.width == 4) return conv_straight<4>(from, c.L - H, tap, 4, step, bias, c.silu, to);
+    return conv_straight<0>(from, c.L - H, tap, c.width, step, bias, c.silu, to);
   }
+  for (int64_t lo = 0; lo < c.L; lo += LINE) some(lo, std::min(LINE, c.L - lo));
 }
 
 inline void conv_line_backward(const Conv& c, const ConvGrads& g, int64_t b, int64_t k, int64_t d, float* part) {

@@ -2,24 +2,27 @@
 //
 // Layout: B rows, K orders of a row, G groups of channels with maps of their own, E channels of an order, N states,
 // L tokens. A lane is a channel, so nothing is summed across lanes in the forward, any N fits, and a token in
-// channel-last storage is one cache line, which is what makes a walk in any order cheap. A task takes W channels
-// along all tokens, T steps at a time:
+// channel-last storage is one cache line, which is what makes a walk in any order cheap. A task takes the 16 channels
+// of a line along all tokens, T steps at a time:
 //   load delta, u, z into tiles -> softplus -> for each step and state: decay, update, output -> gate -> store
 // States in float32 stay in registers for a chunk. With few blocks of channels a row is cut into segments: a first
 // pass finds each segment's final state from zero, these are combined, and a second pass starts from the result. The
 // cut depends on the shape alone, so results never depend on the number of threads.
 #pragma once
 
+#include <vector>
+
 #include "tile.h"
 
 namespace bestiary {
 
 constexpr int NB = W == 16 ? 16 : 8;  // states held in registers at once
+constexpr int LINE_BLOCKS = 16 / W;   // blocks of channels whose floats share a cache line
 constexpr float LOG2E = 1.44269504f;
 
 // B or C as the walk wants them: a row of states for each token, or a vector of channels for each state.
 struct Map {
-  bool constant = false;
+  bool constant = false, walked = false;  // walked: rows are in the order of the walk, not of the tokens
   Array a;             // constant: (K, E, N)
   const float* p = nullptr;
   int64_t sb = 0, sk = 0, sg = 0, sl = 0;
@@ -29,7 +32,7 @@ struct Map {
 };
 
 struct Scan {
-  int64_t B, K, E, L, N, Np, G, Eg, blocks_g, blocks, chunks, segments;
+  int64_t B, K, E, L, N, Np, G, Eg, blocks_g, blocks, lines_g, lines, chunks, segments;
   Array u, delta, A, D, z, bias, h0;
   Map Bm, Cm;
   Ints order, seq;
@@ -47,8 +50,9 @@ struct Scan {
     if (C_.dim() == 5) G = C_.size(2);
     Eg = E / G;
     blocks_g = (Eg + W - 1) / W, blocks = G * blocks_g;
+    lines_g = (blocks_g + LINE_BLOCKS - 1) / LINE_BLOCKS, lines = G * lines_g;
     chunks = (L + T - 1) / T;
-    segments = B * K * blocks <= 2 && chunks >= 32 ? std::min<int64_t>(16, chunks / 8) : 1;
+    segments = B * K * lines <= 2 && chunks >= 32 ? std::min<int64_t>(16, chunks / 8) : 1;
     fill(Bm, B_);
     fill(Cm, C_);
   }
@@ -58,23 +62,36 @@ struct Scan {
     m.constant = t.dim() == 3;
     if (m.constant) return;
     const Array& a = m.a;  // (B, K, G, N, L)
-    if (a.dtype == F32 && a.stride[3] == 1 && N == Np) {
+    m.walked = order && lines_g > 1;  // one jump for each row, instead of one for each row and line
+    if (!m.walked && a.dtype == F32 && a.stride[3] == 1 && N == Np) {
       m.p = reinterpret_cast<const float*>(a.p);
       m.sb = a.stride[0], m.sk = a.stride[1], m.sg = a.stride[2], m.sl = a.stride[4];
       return;
     }
-    const int64_t nb = a.stride[0] ? B : 1, nk = a.stride[1] ? K : 1;
-    m.sl = Np, m.sg = L * Np, m.sk = a.stride[1] ? G * m.sg : 0, m.sb = a.stride[0] ? nk * G * m.sg : 0;
+    const bool rows_differ = a.stride[0] || (m.walked && order.stride[0]), orders_differ = a.stride[1] || m.walked;
+    const int64_t nb = rows_differ ? B : 1, nk = orders_differ ? K : 1;
+    m.sl = Np, m.sg = L * Np, m.sk = orders_differ ? G * m.sg : 0, m.sb = rows_differ ? nk * G * m.sg : 0;
     m.copy = Buffer(nb * nk * G * L * Np);
     m.p = m.copy;
     parallel_tasks(nb * nk * G * chunks, [&](int64_t task) {
-      int64_t c = task % chunks, g = task / chunks % G, k = task / chunks / G % nk, b = task / chunks / G / nk;
+      const int64_t c = task % chunks, g = task / chunks % G, k = task / chunks / G % nk, b = task / chunks / G / nk;
       const int64_t from = b * a.stride[0] + k * a.stride[1] + g * a.stride[2];
       float* to = m.copy.p + b * m.sb + k * m.sk + g * m.sg;
       const int64_t end = std::min(L, (c + 1) * T);
+      const Walk steps = walk(b, k);
+      if (a.dtype == F32 && a.stride[3] == 1) {
+        for (int64_t l = c * T; l < end; ++l) {
+          const int64_t at = from + (m.walked ? steps.token(l) : l) * a.stride[4];
+          std::memcpy(to + l * Np, a.at(at), N * 4);
+          for (int64_t n = N; n < Np; ++n) to[l * Np + n] = 0;
+        }
+        return;
+      }
       for (int64_t n = 0; n < Np; ++n)
-        for (int64_t l = c * T; l < end; ++l)
-          to[l * Np + n] = n < N ? a.get(from + n * a.stride[3] + l * a.stride[4]) : 0.0f;
+        for (int64_t l = c * T; l < end; ++l) {
+          const int64_t at = from + n * a.stride[3] + (m.walked ? steps.token(l) : l) * a.stride[4];
+          to[l * Np + n] = n < N ? a.get(at) : 0.0f;
+        }
     });
   }
 
@@ -140,8 +157,8 @@ struct MapRows {
     const float* pb = s.Bm.constant ? nullptr : s.Bm.rows(row, k, g);
     const float* pc = s.Cm.constant ? nullptr : s.Cm.rows(row, k, g);
     for (int t = 0; t < steps.n; ++t) {
-      b[t] = pb ? pb + steps.pos[t] * s.Bm.sl : nullptr;
-      c[t] = pc ? pc + steps.pos[t] * s.Cm.sl : nullptr;
+      b[t] = pb ? pb + (s.Bm.walked ? steps.begin + t : steps.pos[t]) * s.Bm.sl : nullptr;
+      c[t] = pc ? pc + (s.Cm.walked ? steps.begin + t : steps.pos[t]) * s.Cm.sl : nullptr;
     }
   }
 };
@@ -247,18 +264,23 @@ void combine_segments(const Scan& s, bool backward, const Local& local, const Ar
 }
 
 inline void scan_forward_task(const Scan& s, const Array& out, const Array& last, float* saved, const float* starts,
-                              int64_t b, int64_t k, int64_t block, int64_t segment) {
-  const int64_t c0 = s.channel(block), size = s.Np * W, g = block / s.blocks_g;
-  const int width = s.width(block);
-  Block constants(s.Np);
-  constants.fill(s, k, block);
-  Buffer memory(size + 4 * T * W);
-  float *h = memory, *dt = h + size, *x = dt + T * W, *y = x + T * W, *gate = y + T * W;
-  if (starts)
-    std::memcpy(h, starts + (((b * s.K + k) * s.blocks + block) * s.segments + segment) * size, size * 4);
-  else
-    load_channels(h, s.h0, b * s.h0.stride[0] + k * s.h0.stride[1] + c0 * s.h0.stride[2], s.h0.stride[2],
-                  s.h0.stride[3], width, s.N, s.Np, 1.0f);
+                              int64_t b, int64_t k, int64_t line, int64_t segment) {
+  const int64_t size = s.Np * W, g = line / s.lines_g, first = line % s.lines_g * LINE_BLOCKS;
+  const int64_t block0 = g * s.blocks_g + first, count = std::min<int64_t>(LINE_BLOCKS, s.blocks_g - first);
+  Buffer memory(count * size + 4 * T * W);
+  float *states = memory, *dt = states + count * size, *x = dt + T * W, *y = x + T * W, *gate = y + T * W;
+  std::vector<Block> constants;
+  const Array& h0 = s.h0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t block = block0 + i, c0 = s.channel(block);
+    constants.emplace_back(s.Np);
+    constants.back().fill(s, k, block);
+    if (starts)
+      std::memcpy(states + i * size, starts + (((b * s.K + k) * s.blocks + block) * s.segments + segment) * size, size * 4);
+    else
+      load_channels(states + i * size, h0, b * h0.stride[0] + k * h0.stride[1] + c0 * h0.stride[2], h0.stride[2],
+                    h0.stride[3], s.width(block), s.N, s.Np, 1.0f);
+  }
   const Face u = s.face(s.u, b, k), delta = s.face(s.delta, b, k), z = s.face(s.z, b, k), to = s.face(out, b, k);
   const Walk walk = s.walk(b, k);
   Steps steps;
@@ -266,26 +288,34 @@ inline void scan_forward_task(const Scan& s, const Array& out, const Array& last
   for (int64_t c = s.first_chunk(segment); c < s.first_chunk(segment + 1); ++c) {
     steps.fill(walk, c * T, (int)std::min<int64_t>(T, s.L - c * T));
     rows.fill(s, steps, b, k, g);
-    if (saved) std::memcpy(saved + s.saved(b, k, block, c), h, size * 4);
-    load_tile(dt, delta, steps, c0, width);
-    load_tile(x, u, steps, c0, width);
-    if (z) load_tile(gate, z, steps, c0, width);
-    for (const Face* f : {&u, &delta, &z}) prefetch_tile(*f, walk, (c + 1) * T, c0, width);
-    step_sizes(dt, steps.n, constants.bias, s.softplus);
-    for (int t = 0; t < steps.n; ++t) {
-      vf v = load(x + t * W);
-      store(y + t * W, constants.D * v);
-      store(x + t * W, load(dt + t * W) * v);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t block = block0 + i, c0 = s.channel(block);
+      const int width = s.width(block);
+      const Block& own = constants[i];
+      float* h = states + i * size;
+      if (saved) std::memcpy(saved + s.saved(b, k, block, c), h, size * 4);
+      load_tile(dt, delta, steps, c0, width);
+      load_tile(x, u, steps, c0, width);
+      if (z) load_tile(gate, z, steps, c0, width);
+      for (const Face* f : {&u, &delta, &z}) prefetch_tile(*f, walk, (c + 1) * T, c0, width);
+      prefetch_tile<1>(to, walk, c * T, c0, width);
+      step_sizes(dt, steps.n, own.bias, s.softplus);
+      for (int t = 0; t < steps.n; ++t) {
+        vf v = load(x + t * W);
+        store(y + t * W, own.D * v);
+        store(x + t * W, load(dt + t * W) * v);
+      }
+      walk_chunk<true, false>(s, steps, dt, x, rows, own, h, y);
+      if (z) {
+        for (int t = 0; t < steps.n; ++t) store(y + t * W, load(y + t * W) * silu(load(gate + t * W)));
+      }
+      store_tile(to, y, steps, c0, width);
     }
-    walk_chunk<true, false>(s, steps, dt, x, rows, constants, h, y);
-    if (z) {
-      for (int t = 0; t < steps.n; ++t) store(y + t * W, load(y + t * W) * silu(load(gate + t * W)));
-    }
-    store_tile(to, y, steps, c0, width);
   }
-  if (last && segment == s.segments - 1)
-    store_channels(last, b * last.stride[0] + k * last.stride[1] + c0 * last.stride[2], last.stride[2], last.stride[3],
-                   h, width, s.N);
+  if (!last || segment + 1 < s.segments) return;
+  for (int64_t i = 0; i < count; ++i)
+    store_channels(last, b * last.stride[0] + k * last.stride[1] + s.channel(block0 + i) * last.stride[2], last.stride[2],
+                   last.stride[3], states + i * size, s.width(block0 + i), s.N);
 }
 
 // The state after one segment that starts from zero.
@@ -324,9 +354,9 @@ inline void scan_forward(const Scan& s, const Array& out, const Array& last, flo
         s, false, [&](int64_t row, int64_t seg, float* h, float* total) { scan_forward_local(s, row, seg, h, total); },
         s.h0, starts);
   }
-  parallel_tasks(s.B * s.K * s.blocks * s.segments, [&](int64_t task) {
+  parallel_tasks(s.B * s.K * s.lines * s.segments, [&](int64_t task) {
     int64_t seg = task % s.segments, row = task / s.segments;
-    scan_forward_task(s, out, last, saved, starts, row / s.blocks / s.K, row / s.blocks % s.K, row % s.blocks, seg);
+    scan_forward_task(s, out, last, saved, starts, row / s.lines / s.K, row / s.lines % s.K, row % s.lines, seg);
   });
 }
 

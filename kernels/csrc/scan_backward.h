@@ -185,9 +185,10 @@ inline void scan_backward_task(const Scan& s, const ScanGrads& grads, const floa
         walk_chunk<true, true>(s, steps, f.dt, f.x, rows, own, h, y, keep_a, keep_h);
         load_tile(gate, chunk.z, steps, chunk.c0, chunk.width);
         for (int t = 0; t < steps.n; ++t) {
-          vf z = load(gate + t * W), sg = sigmoid(z), dout = load(f.dy + t * W);
-          store(f.dy + t * W, dout * z * sg);
-          store(gate + t * W, dout * load(y + t * W) * sg * fma(z, 1.0f - sg, set1(1.0f)));
+          const Silu own_gate = silu_and_slope(load(gate + t * W));
+          const vf dout = load(f.dy + t * W);
+          store(f.dy + t * W, dout * own_gate.value);
+          store(gate + t * W, dout * load(y + t * W) * own_gate.slope);
         }
         if (grads.dz) store_tile(s.face(grads.dz, b, k), gate, steps, chunk.c0, chunk.width);
       } else {

@@ -121,67 +121,88 @@ BK_INLINE vf exp2_poly(vf r) {
   return fma(p, r, set1(1.0f));
 }
 
-BK_INLINE vf round(vf x) {
+// x to the nearest integer, as a float and as what has it in the low bits: adding 1.5 * 2^23 rounds; |x| < 2^22.
+struct Rounded {
+  vf value, shifted;
+};
+BK_INLINE Rounded round(vf x) {
 #if BK_AVX512
-  return (vf)_mm512_roundscale_ps((__m512)x, 0);
-#elif BK_AVX2
-  return (vf)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  vf n = (vf)_mm512_roundscale_ps((__m512)x, 0);
+  return {n, n};
 #else
-  const vf big = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer; |x| < 2^22 here
-  return (x + big) - big;
+  const vf big = set1(12582912.0f);
+  vf t = x + big;
+  return {t - big, t};
 #endif
 }
 
-// p * 2^n for integral n.
-BK_INLINE vf scale(vf p, vf n) {
+// p * 2^n. Adding to the exponent's bits, it wants a result that is a normal number.
+BK_INLINE vf scale(vf p, Rounded n) {
 #if BK_AVX512
-  return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
-#elif BK_AVX2
-  return bits(bits(p) + (vi)_mm256_slli_epi32(_mm256_cvtps_epi32((__m256)n), 23));
+  return (vf)_mm512_scalef_ps((__m512)p, (__m512)n.value);
 #else
-  return bits(bits(p) + (__builtin_convertvector(n, vi) << 23));
+  return bits(bits(p) + (bits(n.shifted) << 23));
 #endif
 }
 
-// 2^x. AVX-512 gives 0 and inf beyond the range of floats; the others stop at 2^-125.5 and 2^127.5. NaN stays.
+// 2^x. AVX-512 gives 0 and inf beyond the range of floats; the others stop at 2^-125.5 and 2^127.4. NaN stays.
 BK_INLINE vf exp2(vf x) {
 #if BK_AVX512
   vf r = (vf)_mm512_reduce_ps((__m512)x, 0);  // x - round(x) in one instruction; 0 for infinities
-  return scale(exp2_poly(r), x - r);
+  return (vf)_mm512_scalef_ps((__m512)exp2_poly(r), (__m512)(x - r));
 #else
   x = max(set1(-125.5f), min(set1(127.4f), x));
-  vf n = round(x);
-  return scale(exp2_poly(x - n), n);
+  Rounded n = round(x);
+  return scale(exp2_poly(x - n.value), n);
 #endif
 }
 
-// e^x to about an ulp for every x: ln 2 in two words, since x * log2(e) alone is off by many ulps at x = -40.
-BK_INLINE vf exp(vf x) {
-  const vf low = set1(-87.0f), high = set1(88.7f);
-  vf y = max(low, min(high, x));
-  vf n = round(y * set1(1.44269504f));
-  vf r = fma(n, set1(-0.693145752f), y);
-  r = fma(n, set1(-1.42860677e-6f), r);
-  vf e = scale(exp2_poly(r * set1(1.44269504f)), n);
-  e = x < low ? vf{} : e;
-  return x > high ? set1(INFINITY) : e;
+// e^r on [-ln 2 / 2, ln 2 / 2]: exp2_poly with its argument's unit changed.
+BK_INLINE vf exp_poly(vf r) {
+  vf p = set1(0.00138370155f);
+  p = fma(p, r, set1(0.00837479629f));
+  p = fma(p, r, set1(0.0416682301f));
+  p = fma(p, r, set1(0.1666642084f));
+  p = fma(p, r, set1(0.4999999023f));
+  p = fma(p, r, set1(1.0f));
+  return fma(p, r, set1(1.0f));
+}
+
+// e^x for x in [-87, 88.3] to about an ulp: ln 2 in two words, since x * log2(e) alone is off by many ulps at x = -40.
+constexpr float EXP_LOW = -87.0f, EXP_HIGH = 88.3f;
+BK_INLINE vf exp_within(vf x) {
+  Rounded n = round(x * set1(1.44269504f));
+  vf r = fma(n.value, set1(-0.693145752f), x);
+  r = fma(n.value, set1(-1.42860677e-6f), r);
+  return scale(exp_poly(r), n);
+}
+// e^-|x|, 0 where that is no normal number
+BK_INLINE vf exp_minus_abs(vf x) {
+  const vf low = set1(EXP_LOW);
+  vf y = -abs(x), e = exp_within(max(low, y));
+  return y < low ? vf{} : e;
 }
 
 struct Sigmoid {
   vf value, e;  // 1 / (1 + exp(-x)) and exp(-|x|)
 };
 BK_INLINE Sigmoid sigmoid_e(vf x) {
-  vf e = exp(-abs(x));
+  vf e = exp_minus_abs(x);
   vf s = 1.0f / (1.0f + e);
   return {x < 0.0f ? e * s : s, e};
 }
-BK_INLINE vf sigmoid(vf x) { return sigmoid_e(x).value; }
-BK_INLINE vf silu(vf x) { return x * sigmoid(x); }
-// d silu / dx
-BK_INLINE vf dsilu(vf x) {
-  vf s = sigmoid(x);
-  return s * fma(x, 1.0f - s, set1(1.0f));
+// e^-x, at most 2e38, so that 1 / (1 + it) is a number
+BK_INLINE vf exp_minus(vf x) { return exp_within(max(set1(EXP_LOW), min(set1(EXP_HIGH), -x))); }
+BK_INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exp_minus(x)); }
+BK_INLINE vf silu(vf x) { return x / (1.0f + exp_minus(x)); }
+struct Silu {
+  vf value, slope;  // x s and s (1 + x (1 - s)), where 1 - s is e s and loses no digits
+};
+BK_INLINE Silu silu_and_slope(vf x) {
+  vf e = exp_minus(x), s = 1.0f / (1.0f + e);
+  return {x * s, s * fma(x, e * s, set1(1.0f))};
 }
+BK_INLINE vf dsilu(vf x) { return silu_and_slope(x).slope; }
 
 // log(1 + e^x) = max(x, 0) + 2 atanh(e / (2 + e)) with e = exp(-|x|). torch's threshold of 20 changes no float.
 BK_INLINE vf softplus_e(vf x, vf e) {
@@ -196,7 +217,7 @@ BK_INLINE vf softplus_e(vf x, vf e) {
   p = fma(p, q, set1(2.0f));
   return fma(s, p, max(vf{}, x));
 }
-BK_INLINE vf softplus(vf x) { return softplus_e(x, exp(-abs(x))); }
+BK_INLINE vf softplus(vf x) { return softplus_e(x, exp_minus_abs(x)); }
 
 // --- transposing W x W ------------------------------------------------------------------------------------------
 

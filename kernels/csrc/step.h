@@ -23,25 +23,29 @@ inline const float* read_line(const Array& a, int64_t at, int64_t stride, int64_
   return room;
 }
 
-// W rows of one head. `a` is the decay where a head has a single one.
-template <bool SCALAR>
-BK_INLINE vf update_row(float* state, const float* B, const float* C, const float* A, float dt, float a, float dtx,
-                        int64_t N) {
-  vf sum{};
-  const vf x = set1(dtx), decay = set1(a), d = set1(dt * 1.44269504f);
+// R rows of one head, which share B and C; sums[r] are per lane. `decay` holds the decay of each row where a head has
+// a single A, else A gives them.
+template <bool SCALAR, int R>
+BK_INLINE void update_rows(float* const* state, const float* B, const float* C, const float* const* A, const float* dt,
+                           const float* decay, const float* x, int64_t N, vf* sums) {
+  vf sum[R] = {}, first[R], entry[R];  // read before the loop, since its stores might change them
+  for (int r = 0; r < R; ++r) first[r] = set1(SCALAR ? decay[r] : dt[r] * 1.44269504f), entry[r] = set1(dt[r] * x[r]);
+  auto step = [&](int64_t n, auto get, auto put) {
+    const vf b = get(B + n), c = get(C + n);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const vf a = SCALAR ? first[r] : exp2(first[r] * get(A[r] + n));
+      const vf h = fma(a, get(state[r] + n), entry[r] * b);
+      put(state[r] + n, h);
+      sum[r] = fma(h, c, sum[r]);
+    }
+  };
   int64_t n = 0;
-  for (; n + W <= N; n += W) {
-    vf h = fma(SCALAR ? decay : exp2(d * load(A + n)), load(state + n), x * load(B + n));
-    store(state + n, h);
-    sum = fma(h, load(C + n), sum);
-  }
-  if (n < N) {
-    const int left = (int)(N - n);
-    vf h = fma(SCALAR ? decay : exp2(d * load_n(A + n, left)), load_n(state + n, left), x * load_n(B + n, left));
-    store_n(state + n, h, left);
-    sum = fma(h, load_n(C + n, left), sum);
-  }
-  return sum;
+  for (; n + W <= N; n += W)
+    step(n, [](const float* p) { return load(p); }, [](float* p, vf v) { store(p, v); });
+  if (const int left = (int)(N - n))
+    step(n, [=](const float* p) { return load_n(p, left); }, [=](float* p, vf v) { store_n(p, v, left); });
+  for (int r = 0; r < R; ++r) sums[r] = sum[r];
 }
 
 inline void state_update_task(const StateUpdate& s, int64_t b, int64_t h, int64_t p0, int64_t p1) {
@@ -52,7 +56,7 @@ inline void state_update_task(const StateUpdate& s, int64_t b, int64_t h, int64_
     for (int64_t p = p0; p < p1; ++p) s.out.set(to + p * s.out.stride[2], 0.0f);
     return;
   }
-  const Buffer room(4 * N);
+  const Buffer room(7 * N);
   const float* B = read_line(s.B, b * s.B.stride[0] + g * s.B.stride[1], s.B.stride[2], N, room.p);
   const float* C = read_line(s.C, b * s.C.stride[0] + g * s.C.stride[1], s.C.stride[2], N, room.p + N);
   const bool scalar = !s.A.stride[1] && !s.A.stride[2];
@@ -65,36 +69,49 @@ inline void state_update_task(const StateUpdate& s, int64_t b, int64_t h, int64_
     store(to, vf{});
     for (int i = 0; i < rows; ++i) to[i] = a.get(offset + i * stride);
   };
+  alignas(64) float x[W], dt[W], decay[W], D[W], z[W], bias[W];
+  const bool one_step = scalar && !s.dt.stride[2] && !s.bias.stride[1];
   for (int64_t p = p0; p < p1; p += W) {
     const int rows = (int)std::min<int64_t>(W, p1 - p);
-    alignas(64) float x[W], dt[W], decay[W], D[W], z[W], bias[W];
     values(x, s.x, b * s.x.stride[0] + h * s.x.stride[1] + p * s.x.stride[2], s.x.stride[2], rows);
-    values(dt, s.dt, b * s.dt.stride[0] + h * s.dt.stride[1] + p * s.dt.stride[2], s.dt.stride[2], rows);
-    values(bias, s.bias, h * s.bias.stride[0] + p * s.bias.stride[1], s.bias.stride[1], rows);
     values(D, s.D, h * s.D.stride[0] + p * s.D.stride[1], s.D.stride[1], rows);
     values(z, s.z, b * s.z.stride[0] + h * s.z.stride[1] + p * s.z.stride[2], s.z.stride[2], rows);
-    store(dt, load(dt) + load(bias));
-    if (s.softplus) store(dt, softplus(load(dt)));
-    if (scalar) store(decay, exp2(load(dt) * set1(s.A.get(h * s.A.stride[0]) * 1.44269504f)));
-    else
-      store(decay, vf{});
-    vf sums[W] = {};
-    for (int i = 0; i < rows; ++i) {
-      const int64_t at = slot * s.state.stride[0] + h * s.state.stride[1] + (p + i) * s.state.stride[2];
-      float* own = direct ? reinterpret_cast<float*>(s.state.at(at)) : room.p + 2 * N;
+    if (p == p0 || !one_step) {
+      values(dt, s.dt, b * s.dt.stride[0] + h * s.dt.stride[1] + p * s.dt.stride[2], s.dt.stride[2], rows);
+      values(bias, s.bias, h * s.bias.stride[0] + p * s.bias.stride[1], s.bias.stride[1], rows);
+      store(dt, load(dt) + load(bias));
+      if (s.softplus) store(dt, softplus(load(dt)));
+      store(decay, scalar ? exp2(load(dt) * set1(s.A.get(h * s.A.stride[0]) * 1.44269504f)) : vf{});
+    }
+    vf sums[W];
+    for (int i = rows; i < W; ++i) sums[i] = vf{};
+    for (int i = 0; i < rows;) {
+      const int count = direct && rows - i >= 4 ? 4 : 1;
+      float* own[4];
+      const float* A[4] = {};
+      for (int r = 0; r < count; ++r) {
+        const int64_t at = slot * s.state.stride[0] + h * s.state.stride[1] + (p + i + r) * s.state.stride[2];
+        own[r] = direct ? reinterpret_cast<float*>(s.state.at(at)) : room.p + 2 * N;
+        if (!direct) {
+          const float* in = read_line(s.state, at, s.state.stride[3], N, own[r]);
+          if (in != own[r]) std::memcpy(own[r], in, N * 4);
+        }
+        if (!scalar) A[r] = read_line(s.A, h * s.A.stride[0] + (p + i + r) * s.A.stride[1], s.A.stride[2], N, room.p + (3 + r) * N);
+      }
+      auto run = [&](auto one_decay, auto R) {
+        update_rows<decltype(one_decay)::value, decltype(R)::value>(own, B, C, A, dt + i, decay + i, x + i, N, sums + i);
+      };
+      using One = std::integral_constant<int, 1>;
+      using Four = std::integral_constant<int, 4>;
+      if (scalar)
+        count == 4 ? run(std::true_type{}, Four{}) : run(std::true_type{}, One{});
+      else
+        count == 4 ? run(std::false_type{}, Four{}) : run(std::false_type{}, One{});
       if (!direct) {
-        const float* in = read_line(s.state, at, s.state.stride[3], N, own);
-        if (in != own) std::memcpy(own, in, N * 4);
+        const int64_t at = slot * s.state.stride[0] + h * s.state.stride[1] + (p + i) * s.state.stride[2];
+        for (int64_t n = 0; n < N; ++n) s.state.set(at + n * s.state.stride[3], own[0][n]);
       }
-      if (scalar) {
-        sums[i] = update_row<true>(own, B, C, nullptr, dt[i], decay[i], dt[i] * x[i], N);
-      } else {
-        const int64_t row = h * s.A.stride[0] + (p + i) * s.A.stride[1];
-        const float* A = read_line(s.A, row, s.A.stride[2], N, room.p + 3 * N);
-        sums[i] = update_row<false>(own, B, C, A, dt[i], 0.0f, dt[i] * x[i], N);
-      }
-      if (!direct)
-        for (int64_t n = 0; n < N; ++n) s.state.set(at + n * s.state.stride[3], own[n]);
+      i += count;
     }
     vf y = fma(load(D), load(x), sum_rows(sums));
     if (s.z) y *= silu(load(z));
@@ -105,7 +122,7 @@ inline void state_update_task(const StateUpdate& s, int64_t b, int64_t h, int64_
 }
 
 inline void state_update(const StateUpdate& s) {
-  const int64_t B = s.x.size[0], H = s.x.size[1], P = s.x.size[2], block = 4 * W, blocks = (P + block - 1) / block;
+  const int64_t B = s.x.size[0], H = s.x.size[1], P = s.x.size[2], block = 64, blocks = (P + block - 1) / block;
   torch::stable::parallel_for(0, B * H * blocks, 8, [&](int64_t begin, int64_t end) {
     FlushToZero flush;
     for (int64_t task = begin; task < end; ++task) {

@@ -113,12 +113,13 @@ struct Walk {
 struct Steps {
   int64_t pos[T];
   bool reset[T];  // the state is cleared before this step
+  int64_t begin;
   int n;
   int along;  // +1 or -1 if tokens are consecutive in memory, 0 if not
   bool resets;
 
-  void fill(const Walk& walk, int64_t begin, int count) {
-    n = count;
+  void fill(const Walk& walk, int64_t first, int count) {
+    begin = first, n = count;
     along = walk.order ? 0 : (walk.reverse ? -1 : 1);
     for (int t = 0; t < n; ++t) pos[t] = walk.token(begin + t);
     resets = false;
@@ -192,6 +193,7 @@ inline void load_tile(float* tile, const Face& f, const Steps& s, int64_t c, int
 
 // Asks for what load_tile will read of the chunk at `begin`. A chunk's work hides the wait; the hardware alone follows
 // neither an order nor as many streams as a tile has.
+template <int WRITE = 0>
 inline void prefetch_tile(const Face& f, const Walk& walk, int64_t begin, int64_t c, int width) {
   if (!f || begin < 0 || begin >= walk.L) return;
   const int64_t bytes = f.dtype == F32 ? 4 : 2;
@@ -200,9 +202,9 @@ inline void prefetch_tile(const Face& f, const Walk& walk, int64_t begin, int64_
   if (f.token == 1 && !walk.order) {
     const int64_t first = walk.reverse ? walk.token(begin + n - 1) : begin;
     for (int i = 0; i < width; ++i)
-      for (int64_t at = 0; at < n * bytes; at += 64) __builtin_prefetch(base + i * f.channel * bytes + first * bytes + at, 0, 2);
+      for (int64_t at = 0; at < n * bytes; at += 64) __builtin_prefetch(base + i * f.channel * bytes + first * bytes + at, WRITE, 2);
   } else if (f.channel == 1) {
-    for (int t = 0; t < n; ++t) __builtin_prefetch(base + walk.token(begin + t) * f.token * bytes);
+    for (int t = 0; t < n; ++t) __builtin_prefetch(base + walk.token(begin + t) * f.token * bytes, WRITE);
   }
 }
 
