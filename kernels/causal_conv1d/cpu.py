@@ -43,7 +43,7 @@ def causal_conv1d_cpu(
         final_wanted, out_dtype or x.dtype,
     )  # fmt: skip
     if not several:
-        out, final = out[:, 0], final[:, 0]
+        out, final = out.squeeze(1), final.squeeze(1)  # a plain index would copy the gradient
     if final_states_out is not None:
         final = final_states_out.copy_(final)
     return (out, final) if return_final_states else out

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from bestiary.kernels.backends.dispatch import implementation
-from bestiary.kernels.state_update.rows import check_rows, may_look_at, needs_gradient
+from bestiary.kernels.backends.library import needs_grad
+from bestiary.kernels.state_update.rows import check_rows, may_look_at
 
 
 def causal_conv1d_update(
@@ -74,7 +75,7 @@ def causal_conv1d_update(
     check_rows(name, "conv_state", conv_state, "conv_state_indices", conv_state_indices, batch)
     tensors = (x, conv_state, weight, bias)
     run = implementation("causal_conv1d_update", backend, *tensors)
-    if needs_gradient(*tensors):  # the backend was asked for all the same, so that a wrong name is an error
+    if needs_grad(*tensors):  # the backend was asked for all the same, so that a wrong name is an error
         run = implementation("causal_conv1d_update", "reference")
     return run(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from bestiary.kernels.state_update.rows import needs_gradient, read_rows, write_rows
+from bestiary.kernels.backends.library import needs_grad
+from bestiary.kernels.state_update.rows import read_rows, write_rows
 
 
 def causal_conv1d_update_ref(
@@ -21,7 +22,7 @@ def causal_conv1d_update_ref(
     W, room = weight.shape[1], conv_state.shape[2]
     with torch.autocast(x.device.type, enabled=False):
         work = torch.promote_types(x.dtype, torch.float32)
-        keep = needs_gradient(x, conv_state, weight, bias)
+        keep = needs_grad(x, conv_state, weight, bias)
         state, real = read_rows(conv_state, conv_state_indices, torch.promote_types(conv_state.dtype, work), keep)
         x_BDS = (x[..., None] if x.ndim == 2 else x).to(work)
         S = x_BDS.shape[2]

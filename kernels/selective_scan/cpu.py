@@ -69,7 +69,7 @@ def selective_scan_cpu(
         needs_grad(u, delta, A, B, C, D, z, delta_bias, initial_state),
     )  # fmt: skip
     if not several:
-        out, last = out[:, 0], last[:, 0]
+        out, last = out.squeeze(1), last.squeeze(1)  # a plain index would copy the gradient
     return (out, last) if return_last_state else out
 
 

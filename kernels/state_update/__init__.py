@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from bestiary.kernels.backends.dispatch import implementation
-from bestiary.kernels.state_update.rows import check_rows, needs_gradient
+from bestiary.kernels.backends.library import needs_grad
+from bestiary.kernels.state_update.rows import check_rows
 
 
 def selective_state_update(
@@ -91,6 +92,6 @@ def selective_state_update(
     check_rows(name, "state", state, "state_batch_indices", state_batch_indices, batch)
     tensors = (state, x, dt, A, B, C, D, z, dt_bias)
     run = implementation("state_update", backend, *tensors)
-    if needs_gradient(*tensors):  # the backend was asked for all the same, so that a wrong name is an error
+    if needs_grad(*tensors):  # the backend was asked for all the same, so that a wrong name is an error
         run = implementation("state_update", "reference")
     return run(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices, out_dtype=out_dtype)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from bestiary.kernels.state_update.rows import needs_gradient, read_rows, write_rows
+from bestiary.kernels.backends.library import needs_grad
+from bestiary.kernels.state_update.rows import read_rows, write_rows
 
 
 def selective_state_update_ref(
@@ -27,7 +28,7 @@ def selective_state_update_ref(
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """See :func:`bestiary.kernels.selective_state_update`; arguments are taken as checked."""
-    gradient = needs_gradient(state, x, dt, A, B, C, D, z, dt_bias)
+    gradient = needs_grad(state, x, dt, A, B, C, D, z, dt_bias)
     with torch.autocast(x.device.type, enabled=False):
         work = torch.promote_types(torch.promote_types(x.dtype, state.dtype), torch.float32)
         old, real = read_rows(state, state_batch_indices, work, keep=gradient)

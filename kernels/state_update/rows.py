@@ -5,11 +5,6 @@ from __future__ import annotations
 import torch
 
 
-def needs_gradient(*tensors: torch.Tensor | None) -> bool:
-    """Whether autograd is on and one of the tensors takes part in it."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
 def may_look_at(values: torch.Tensor) -> bool:
     """Whether a check may read a tensor's values: they are at hand, and nothing is being traced."""
     return values.device.type == "cpu" and not torch.compiler.is_compiling()
