@@ -106,20 +106,9 @@ def bench_order(options):
             error = bench.relative_error(wrap(scan(), inputs)(), plain)
             if error <= 2e-4:
                 free = wrap(scan(), inputs)
-                runs["ours, no order"] = Timed(free, truth)
+                runs["ours, no order"] = bench.Checked(free, truth)
             rows += bench.race(case, runs, truth, options.rounds, 2e-4)
     return rows
-
-
-class Timed:
-    """Runs something whose own result was checked apart, and answers with the race's truth."""
-
-    def __init__(self, run, truth):
-        self.run, self.truth = run, truth
-
-    def __call__(self):
-        self.run()
-        return self.truth
 
 
 def bench_peak(options):
@@ -230,7 +219,7 @@ def bench_update(options):
         room.copy_(state)
         return truth
 
-    runs = {"ours": Timed(lambda: step(state, *rest), truth), "a copy of the state": copied}
+    runs = {"ours": bench.Checked(lambda: step(state, *rest), truth), "a copy of the state": copied}
     with torch.no_grad():
         return bench.race(f"update {options.update}", runs, truth, options.rounds, repeat=50)
 

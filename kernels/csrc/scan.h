@@ -2,8 +2,8 @@
 //
 // Layout: B rows, K orders of a row, G groups of channels with maps of their own, E channels of an order, N states,
 // L tokens. A lane is a channel, so nothing is summed across lanes in the forward, any N fits, and a token in
-// channel-last storage is one cache line, which is what makes a walk in any order cheap. A task takes the 16 channels
-// of a line along all tokens, T steps at a time:
+// channel-last storage is one cache line, which is what makes a walk in any order cheap. A task takes 64 channels along
+// all tokens, fewer where there would not be enough tasks, T steps at a time:
 //   load delta, u, z into tiles -> softplus -> for each step and state: decay, update, output -> gate -> store
 // States in float32 stay in registers for a chunk. With few blocks of channels a row is cut into segments: a first
 // pass finds each segment's final state from zero, these are combined, and a second pass starts from the result. The
@@ -264,9 +264,8 @@ void combine_segments(const Scan& s, bool backward, const Local& local, const Ar
 }
 
 inline void scan_forward_task(const Scan& s, const Array& out, const Array& last, float* saved, const float* starts,
-                              int64_t b, int64_t k, int64_t line, int64_t segment) {
-  const int64_t size = s.Np * W, g = line / s.lines_g, first = line % s.lines_g * LINE_BLOCKS;
-  const int64_t block0 = g * s.blocks_g + first, count = std::min<int64_t>(LINE_BLOCKS, s.blocks_g - first);
+                              int64_t b, int64_t k, int64_t g, int64_t first, int64_t count, int64_t segment) {
+  const int64_t size = s.Np * W, block0 = g * s.blocks_g + first;
   Buffer memory(count * size + 4 * T * W);
   float *states = memory, *dt = states + count * size, *x = dt + T * W, *y = x + T * W, *gate = y + T * W;
   std::vector<Block> constants;
@@ -354,9 +353,17 @@ inline void scan_forward(const Scan& s, const Array& out, const Array& last, flo
         s, false, [&](int64_t row, int64_t seg, float* h, float* total) { scan_forward_local(s, row, seg, h, total); },
         s.h0, starts);
   }
-  parallel_tasks(s.B * s.K * s.lines * s.segments, [&](int64_t task) {
-    int64_t seg = task % s.segments, row = task / s.segments;
-    scan_forward_task(s, out, last, saved, starts, row / s.lines / s.K, row / s.lines % s.K, row % s.lines, seg);
+  // A channel's result is the same in whatever task it is, so this may depend on the number of threads.
+  const int64_t enough = 4 * torch::stable::get_num_threads();
+  int64_t most = 64 / W, parts = 0;
+  for (;; most /= 2) {
+    parts = (s.blocks_g + most - 1) / most;
+    if (most == LINE_BLOCKS || s.B * s.K * s.G * parts * s.segments >= enough) break;
+  }
+  parallel_tasks(s.B * s.K * s.G * parts * s.segments, [&](int64_t task) {
+    const int64_t seg = task % s.segments, part = task / s.segments % parts, row = task / s.segments / parts;
+    const int64_t g = row % s.G, k = row / s.G % s.K, b = row / s.G / s.K, first = part * most;
+    scan_forward_task(s, out, last, saved, starts, b, k, g, first, std::min(most, s.blocks_g - first), seg);
   });
 }
 

@@ -204,7 +204,11 @@ inline void prefetch_tile(const Face& f, const Walk& walk, int64_t begin, int64_
     for (int i = 0; i < width; ++i)
       for (int64_t at = 0; at < n * bytes; at += 64) __builtin_prefetch(base + i * f.channel * bytes + first * bytes + at, WRITE, 2);
   } else if (f.channel == 1) {
-    for (int t = 0; t < n; ++t) __builtin_prefetch(base + walk.token(begin + t) * f.token * bytes, WRITE);
+    const int64_t last = (width - 1) * bytes;  // often in the next line
+    for (int t = 0; t < n; ++t) {
+      const char* row = base + walk.token(begin + t) * f.token * bytes;
+      __builtin_prefetch(row, WRITE), __builtin_prefetch(row + last, WRITE);
+    }
   }
 }
 
