@@ -69,10 +69,10 @@ def scan(backend=None, **options):
 def scan_contenders(backward):
     """Name and function; None where a library is missing."""
     found = {"ours": scan()}
-    if not backward:  # the loops' backward is quadratic in L: minutes
+    if not backward:  # the loops' backward is quadratic in L, and inductor compiles the chunk's for minutes
         found["one step a token (mamba-ssm's ref)"] = peers.scan_loop
         found["transformers, slow loop"] = peers.transformers_scan(False)
-    found[CHUNK] = peers.compiled_scan()
+        found[CHUNK] = peers.compiled_scan()
     found[PSCAN] = peers.transformers_scan(True)
     return {name: run for name, run in found.items() if run is not None}
 
