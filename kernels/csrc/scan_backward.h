@@ -293,7 +293,7 @@ inline void scan_backward(const Scan& s, const ScanGrads& grads, const float* sa
         grads.dlast, starts);
   }
   Parts parts;
-  parts.splits = std::min<int64_t>({s.blocks_g, 4, std::max<int64_t>(1, (8 + groups - 1) / std::max<int64_t>(groups, 1))});
+  parts.splits = std::min<int64_t>({s.blocks_g, 4, std::max<int64_t>(1, (6 + groups - 1) / std::max<int64_t>(groups, 1))});
   parts.size = s.L * s.N;
   if (parts.splits > 1 && grads.dB && !s.Bm.constant) parts.b = Buffer(groups * (parts.splits - 1) * parts.size);
   if (parts.splits > 1 && grads.dC && !s.Cm.constant) parts.c = Buffer(groups * (parts.splits - 1) * parts.size);
