@@ -3,7 +3,7 @@
     python tools/bench_training.py [--only startup,block,step] [--rounds 7] [--out docs/benchmarks]
 
 One thread, CPU seconds, the contenders interleaved in each round, medians. Peak memory of a step is measured in a
-process of its own. Writes training_<date>.json.
+process of its own. Writes training_<date>.json, or <part>_<date>.json for a single part.
 """
 
 import argparse
@@ -255,7 +255,7 @@ def main():
         **{name: PARTS[name](options.rounds) for name in wanted},
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / f"training_{here['date'][:10]}.json"
+    file = options.out / f"{wanted[0] if len(wanted) == 1 else 'training'}_{here['date'][:10]}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     print(file)
 
