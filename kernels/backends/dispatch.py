@@ -53,5 +53,5 @@ def _resolve(op: str, backend: str | None, refused: str) -> str:
     return attribute
 
 
-# What torch.compiler.assume_constant_result does, which would import all of the compiler first: three seconds of start-up.
+# What torch.compiler.assume_constant_result does, which would import all of the compiler first: three seconds more.
 _resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
