@@ -20,7 +20,9 @@ class _Functions:
 _functions = _Functions()
 
 
-def implementation(op: str, backend: str | None, *tensors: torch.Tensor | None) -> Callable[..., Any]:
+def implementation(
+    op: str, backend: str | None, *tensors: torch.Tensor | None, out_dtype: torch.dtype | None = None
+) -> Callable[..., Any]:
     """The function that runs ``op`` on these tensors. torch.compile takes it as a constant.
 
     Args:
@@ -28,12 +30,13 @@ def implementation(op: str, backend: str | None, *tensors: torch.Tensor | None) 
         backend: a name, ``"auto"``, or None for what the environment says.
         *tensors: the floating-point arguments: the C++ kernels take float32, bfloat16 and float16 on the CPU, and
             ``auto`` gives what they do not take to the reference.
+        out_dtype: dtype of the output where it is asked for: the same three.
 
     Raises:
         ValueError: for a name that does not exist.
         BackendUnavailableError: for a named backend that cannot run this op here, or not on these tensors.
     """
-    refused = ""
+    refused = "" if out_dtype is None or out_dtype in _CPU_DTYPES else f"it does not give {out_dtype}"
     for tensor in tensors:
         if tensor is None:
             continue

@@ -40,6 +40,11 @@ def needs_grad(*tensors: torch.Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def as_index(t: torch.Tensor | None) -> torch.Tensor | None:
+    """Indices as the C++ takes them: int32 or int64."""
+    return t if t is None or t.dtype in (torch.int32, torch.int64) else t.to(torch.int32)
+
+
 def empty_rows(like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """An empty (B, K, E, L) tensor in the layout of ``like``: tokens contiguous, or channels."""
     B, K, E, L = like.shape

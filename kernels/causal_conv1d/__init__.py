@@ -71,7 +71,9 @@ def causal_conv1d_fn(
             raise ValueError(f"causal_conv1d_fn: {name} must be {shape}, got {tuple(value.shape)}")
     if scan_order is not None:
         check_order(scan_order, B, L, several=True)
-    run = implementation("causal_conv1d", backend, x, weight, bias, initial_states, final_states_out)
+    run = implementation(
+        "causal_conv1d", backend, x, weight, bias, initial_states, final_states_out, out_dtype=out_dtype
+    )
     options = {"scan_order": scan_order, "reverse": reverse, "out_dtype": out_dtype}
     states = (initial_states, return_final_states, final_states_out)
     return run(x, weight, bias, seq_idx, *states, activation, **options)

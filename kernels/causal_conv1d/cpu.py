@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bestiary.kernels.backends import native
-from bestiary.kernels.backends.library import define, differentiate, empty_rows
+from bestiary.kernels.backends.library import as_index, define, differentiate, empty_rows
 
 _INPUTS = (
     "Tensor x, Tensor weight, Tensor? bias, Tensor? initial, Tensor? seq, Tensor? order, bool silu, bool reverse, "
@@ -39,8 +39,8 @@ def causal_conv1d_cpu(
     initial = None if initial_states is None else initial_states[:, None].expand(-1, K, -1, -1)
     final_wanted = return_final_states or final_states_out is not None
     out, final = _conv(
-        x[:, None].expand(-1, K, -1, -1), weight, bias, initial, seq_idx, order, activation is not None, reverse,
-        final_wanted, out_dtype or x.dtype,
+        x[:, None].expand(-1, K, -1, -1), weight, bias, initial, as_index(seq_idx), order, activation is not None,
+        reverse, final_wanted, out_dtype or x.dtype,
     )  # fmt: skip
     if not several:
         out, final = out.squeeze(1), final.squeeze(1)  # a plain index would copy the gradient

@@ -48,6 +48,7 @@ struct Scan {
     G = 1;
     if (B_.dim() == 5) G = B_.size(2);
     if (C_.dim() == 5) G = C_.size(2);
+    STD_TORCH_CHECK(B_.dim() != 5 || C_.dim() != 5 || B_.size(2) == C_.size(2), "bestiary: B and C differ in groups");
     Eg = E / G;
     blocks_g = (Eg + W - 1) / W, blocks = G * blocks_g;
     lines_g = (blocks_g + LINE_BLOCKS - 1) / LINE_BLOCKS, lines = G * lines_g;
@@ -60,7 +61,7 @@ struct Scan {
   void fill(Map& m, const Tensor& t) {
     m.a = Array(t);
     m.constant = t.dim() == 3;
-    if (m.constant) return;
+    if (m.constant || !B || !K) return;
     const Array& a = m.a;  // (B, K, G, N, L)
     m.walked = order && lines_g > 1;  // one jump for each row, instead of one for each row and line
     if (!m.walked && a.dtype == F32 && a.stride[3] == 1 && N == Np) {
@@ -230,7 +231,7 @@ inline void step_sizes(float* dt, int n, vf bias, bool softplus_too) {
 }
 
 // State after each segment from zero, and what multiplies the state before it; combined into the true first states.
-// `walk_back` says which way segments follow each other; `local(row, segment, state, total_dt)` runs one.
+// `backward` says which way segments follow each other; `local(row, segment, state, total_dt)` runs one.
 template <class Local>
 void combine_segments(const Scan& s, bool backward, const Local& local, const Array& outer, float* starts) {
   const int64_t size = s.Np * W, rows = s.B * s.K * s.blocks;

@@ -18,10 +18,10 @@ struct ScanGrads {
   Array dout, dlast, du, ddelta, dz, dA, dD, dbias, dh0, dB, dC;  // dB, dC variable: (B, K, G, L, N) float32, dense
 };
 
-// Where a task puts its part of dB and dC: parts of one (row, order, group), each [L][Np].
+// Where a task puts its part of dB and dC: parts of one (row, order, group), each [L][N].
 struct Parts {
   int64_t splits, size;
-  Buffer b, c;  // all but the first part, which is the result itself where N needs no padding
+  Buffer b, c;  // all but the first part, which is the result itself
 };
 
 constexpr int NR = 4;  // states of the reverse walk held at once
@@ -206,6 +206,7 @@ inline void scan_backward_task(const Scan& s, const ScanGrads& grads, const floa
         reverse(std::true_type{}, std::false_type{});
       else
         reverse(std::true_type{}, std::true_type{});
+      if (!s.N) std::memset(f.s, 0, tile * 4), std::memset(f.p, 0, tile * 4);  // nobody has written them
       const vf ln2 = set1(0.69314718f);  // p was summed with A * log2(e)
       for (int t = 0; t < steps.n; ++t) {
         vf u = load(f.u + t * W), dy = load(f.dy + t * W), st = load(f.s + t * W);

@@ -121,27 +121,28 @@ BK_INLINE vf exp2_poly(vf r) {
   return fma(p, r, set1(1.0f));
 }
 
-// x to the nearest integer, as a float and as what has it in the low bits: adding 1.5 * 2^23 rounds; |x| < 2^22.
+// x to the nearest integer n, and 2^n where that is no AVX-512 instruction: adding 1.5 * 2^23 rounds and leaves n in the
+// low bits, and 127 more is the exponent of 2^n; n from -126 to 127.
 struct Rounded {
-  vf value, shifted;
+  vf value, power;
 };
 BK_INLINE Rounded round(vf x) {
 #if BK_AVX512
   vf n = (vf)_mm512_roundscale_ps((__m512)x, 0);
   return {n, n};
 #else
-  const vf big = set1(12582912.0f);
+  const vf big = set1(12582912.0f + 127.0f);
   vf t = x + big;
-  return {t - big, t};
+  return {t - big, bits(bits(t) << 23)};
 #endif
 }
 
-// p * 2^n. Adding to the exponent's bits, it wants a result that is a normal number.
+// p * 2^n; NaN stays.
 BK_INLINE vf scale(vf p, Rounded n) {
 #if BK_AVX512
   return (vf)_mm512_scalef_ps((__m512)p, (__m512)n.value);
 #else
-  return bits(bits(p) + (bits(n.shifted) << 23));
+  return p * n.power;
 #endif
 }
 
@@ -191,16 +192,18 @@ BK_INLINE Sigmoid sigmoid_e(vf x) {
   vf s = 1.0f / (1.0f + e);
   return {x < 0.0f ? e * s : s, e};
 }
-// e^-x, at most 2e38, so that 1 / (1 + it) is a number
+// e^-x in the range of normal numbers: no less than 1.6e-38, no more than 2.2e38
 BK_INLINE vf exp_minus(vf x) { return exp_within(max(set1(EXP_LOW), min(set1(EXP_HIGH), -x))); }
-BK_INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exp_minus(x)); }
-BK_INLINE vf silu(vf x) { return x / (1.0f + exp_minus(x)); }
+// v, but 0 where e^-x is out of range above: v stands for something that e^x multiplies
+BK_INLINE vf unless_tiny(vf x, vf v) { return x < -EXP_HIGH ? vf{} : v; }
+BK_INLINE vf sigmoid(vf x) { return unless_tiny(x, 1.0f / (1.0f + exp_minus(x))); }
+BK_INLINE vf silu(vf x) { return unless_tiny(x, x / (1.0f + exp_minus(x))); }
 struct Silu {
   vf value, slope;  // x s and s (1 + x (1 - s)), where 1 - s is e s and loses no digits
 };
 BK_INLINE Silu silu_and_slope(vf x) {
-  vf e = exp_minus(x), s = 1.0f / (1.0f + e);
-  return {x * s, s * fma(x, e * s, set1(1.0f))};
+  vf e = exp_minus(x), s = unless_tiny(x, 1.0f / (1.0f + e));
+  return {unless_tiny(x, x * s), s * fma(min(set1(-EXP_LOW), x), e * s, set1(1.0f))};
 }
 BK_INLINE vf dsilu(vf x) { return silu_and_slope(x).slope; }
 

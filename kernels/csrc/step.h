@@ -49,7 +49,8 @@ BK_INLINE void update_rows(float* const* state, const float* B, const float* C, 
 }
 
 inline void state_update_task(const StateUpdate& s, int64_t b, int64_t h, int64_t p0, int64_t p1) {
-  const int64_t N = s.state.size[3], G = s.B.size[1], g = h / (s.state.size[1] / G);
+  const int64_t N = s.state.size[3], H = s.state.size[1];
+  const int64_t gb = h / (H / s.B.size[1]), gc = h / (H / s.C.size[1]);
   const int64_t slot = s.slots ? s.slots.get(b * s.slots.stride[0]) : b;
   const int64_t to = b * s.out.stride[0] + h * s.out.stride[1];
   if (slot < 0) {  // padding
@@ -57,8 +58,8 @@ inline void state_update_task(const StateUpdate& s, int64_t b, int64_t h, int64_
     return;
   }
   const Buffer room(7 * N);
-  const float* B = read_line(s.B, b * s.B.stride[0] + g * s.B.stride[1], s.B.stride[2], N, room.p);
-  const float* C = read_line(s.C, b * s.C.stride[0] + g * s.C.stride[1], s.C.stride[2], N, room.p + N);
+  const float* B = read_line(s.B, b * s.B.stride[0] + gb * s.B.stride[1], s.B.stride[2], N, room.p);
+  const float* C = read_line(s.C, b * s.C.stride[0] + gc * s.C.stride[1], s.C.stride[2], N, room.p + N);
   const bool scalar = !s.A.stride[1] && !s.A.stride[2];
   const bool direct = s.state.dtype == F32 && s.state.stride[3] == 1;
   // to[i] = a[offset + (p + i) * stride]; heads often have one value for all channels

@@ -88,7 +88,7 @@ def check_order(order: torch.Tensor, B: int, L: int, name: str = "scan_order", *
         several: (B, K, L), several orders of one row, will do too.
     """
     shape = tuple(order.shape)
-    if shape != (B, L) and not (several and order.ndim == 3 and shape == (B, shape[1], L)):
+    if shape != (B, L) and not (several and order.ndim == 3 and shape == (B, shape[1], L) and shape[1]):
         forms = "(B, L) or (B, K, L)" if several else "(B, L)"
         raise ValueError(f"{name} must be {forms} = ({B}, {L}), got {shape}")
     _check_dtype(order, name)

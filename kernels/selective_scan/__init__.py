@@ -92,7 +92,9 @@ def selective_scan_fn(
         _check_map(name, value, batch, dim, N, 2 * length if A.is_complex() else length)
     if scan_order is not None:
         check_order(scan_order, batch, length, several=True)
-    run = implementation("selective_scan", backend, u, delta, A, B, C, D, z, delta_bias, initial_state)
+    run = implementation(
+        "selective_scan", backend, u, delta, A, B, C, D, z, delta_bias, initial_state, out_dtype=out_dtype
+    )
     options = {
         "initial_state": initial_state,
         "scan_order": scan_order,

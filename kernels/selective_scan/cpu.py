@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bestiary.kernels.backends import native
-from bestiary.kernels.backends.library import define, differentiate, empty_rows, needs_grad
+from bestiary.kernels.backends.library import as_index, define, differentiate, empty_rows, needs_grad
 
 _CHUNK = 64  # csrc/tile.h: steps between saved states
 
@@ -52,12 +52,12 @@ def selective_scan_cpu(
         """Constant (D, N) to (K, D, N); variable ones to (B, K, G, N, L)."""
         if m.ndim == 2:
             return m[None].expand(K, -1, -1)
-        m = m[:, None] if m.ndim == 3 else m
         return m[:, None].expand(-1, K, -1, -1, -1)
 
     def params(p: torch.Tensor | None) -> torch.Tensor | None:
         return None if p is None else p[None].expand(K, *p.shape)
 
+    B, C = (m[:, None] if m.ndim == 3 else m for m in (B, C))  # one group
     if B.ndim == 4 and C.ndim == 4 and B.shape[1] != C.shape[1] and min(B.shape[1], C.shape[1]) > 0:
         # groups of different sizes: as many as both can be cut into
         groups = lcm(B.shape[1], C.shape[1])
@@ -65,7 +65,7 @@ def selective_scan_cpu(
     order = None if scan_order is None else (scan_order if several else scan_order[:, None])
     out, last, _ = _scan(
         rows(u), rows(delta), params(A), maps(B), maps(C), params(D), rows(z), params(delta_bias), rows(initial_state),
-        seq_idx, order, delta_softplus, reverse, out_dtype or u.dtype,
+        as_index(seq_idx), order, delta_softplus, reverse, out_dtype or u.dtype,
         needs_grad(u, delta, A, B, C, D, z, delta_bias, initial_state),
     )  # fmt: skip
     if not several:
@@ -102,6 +102,8 @@ def _empty_gradients(tensors: tuple, needed: list[bool]) -> list[torch.Tensor | 
     """As the kernel writes them: gradients of variable B and C are float32, a row of states for each token."""
 
     def empty(i: int, t: torch.Tensor) -> torch.Tensor:
+        if not tensors[0].numel():  # no work, so that nothing would be written
+            return t.new_zeros((*t.shape[:3], t.shape[4], t.shape[3]) if t.ndim == 5 else t.shape)
         if t.ndim == 5:
             return t.new_empty((*t.shape[:3], t.shape[4], t.shape[3]), dtype=torch.float32)
         if i in (0, 1, 6):  # u, delta, z

@@ -117,7 +117,7 @@ def mamba_chunk_scan_combined(
             from bestiary.kernels.ssd.varlen import sequence_numbers
 
             seq_idx = sequence_numbers(cu_seqlens, L)
-    run = implementation("ssd", backend, x, dt, A, B, C, D, z, dt_bias, initial_states)
+    run = implementation("ssd", backend, x, dt, A, B, C, D, z, dt_bias, initial_states, out_dtype=out_dtype)
     out, final_states = run(
         x,
         dt,

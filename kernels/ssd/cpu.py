@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from bestiary.kernels.backends import native
-from bestiary.kernels.backends.library import define, differentiate, needs_grad
+from bestiary.kernels.backends.library import as_index, define, differentiate, needs_grad
 
 _KEPT = 256  # csrc/ssd.h: tokens between states that the forward keeps
 
@@ -46,7 +46,7 @@ def chunk_scan_cpu(
     order = None if scan_order is None else scan_order[:, None]
     wanted = out_dtype or x.dtype
     out, last, _ = _scan(
-        x, dt, A, B, C, skip, dt_bias, initial_states, seq_idx, order, dt_softplus, *dt_limit, reverse,
+        x, dt, A, B, C, skip, dt_bias, initial_states, as_index(seq_idx), order, dt_softplus, *dt_limit, reverse,
         wanted if z is None else torch.float32, needs_grad(x, dt, A, B, C, D, dt_bias, initial_states),
     )  # fmt: skip
     if z is not None:

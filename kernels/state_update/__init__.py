@@ -91,7 +91,7 @@ def selective_state_update(
             )
     check_rows(name, "state", state, "state_batch_indices", state_batch_indices, batch)
     tensors = (state, x, dt, A, B, C, D, z, dt_bias)
-    run = implementation("state_update", backend, *tensors)
+    run = implementation("state_update", backend, *tensors, out_dtype=out_dtype)
     if needs_grad(*tensors):  # the backend was asked for all the same, so that a wrong name is an error
         run = implementation("state_update", "reference")
     return run(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices, out_dtype=out_dtype)
