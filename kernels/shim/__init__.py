@@ -33,7 +33,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from bestiary.kernels.shim.names import MODULES, VERSIONS
+from bestiary.kernels.shim.names import MODULES, OUTSIDE, VERSIONS
 
 __all__ = ["TOP_LEVEL", "install", "installed", "uninstall"]
 
@@ -103,13 +103,17 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             if attribute not in homes:
                 raise AttributeError(f"module {name!r} (bestiary's shim) has no attribute {attribute!r}")
             home, _, own = homes[attribute].partition(":")
-            value = getattr(importlib.import_module(f"bestiary.kernels.{home}"), own or attribute)
+            value = getattr(_home(home), own or attribute)
             setattr(module, attribute, value)
             return value
 
         module.__getattr__ = get  # type: ignore[method-assign]
-        module.__all__ = list(homes)  # type: ignore[attr-defined]
+        module.__all__ = [n for n, home in homes.items() if home not in OUTSIDE]  # type: ignore[attr-defined]
         module.__doc__ = f"{name}, by bestiary.kernels.shim."
+
+
+def _home(name: str) -> ModuleType:
+    return importlib.import_module(name if name in OUTSIDE else f"bestiary.kernels.{name}")
 
 
 _finder = _Finder()

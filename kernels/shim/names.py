@@ -5,6 +5,10 @@ from __future__ import annotations
 VERSIONS = {"mamba_ssm": "2.3.2+bestiary", "causal_conv1d": "1.6.0+bestiary"}
 
 
+OUTSIDE = ("einops",)
+"""Homes that are packages of their own, imported where they are asked for."""
+
+
 def _from(home: str, *names: str, **renamed: str) -> dict[str, str]:
     return {name: home for name in names} | {name: f"{home}:{own}" for name, own in renamed.items()}
 
@@ -19,6 +23,7 @@ _SCAN = _from(
     "selective_scan_ref",
 )
 _CONV = _from("shim.ops", "causal_conv1d_fn", "causal_conv1d_update")
+_EINOPS = _from("einops", "rearrange", "repeat")  # upstream's modules import them, and some code takes them from there
 _MIXER = _from("shim.models", "MambaLMHeadModel", "MixerModel", "create_block")
 _NORMS_V1 = _from("shim.norms", "RMSNorm", layer_norm_fn="layer_norm_fn_v1", rms_norm_fn="rms_norm_fn_v1")
 _RAW_CONV = _from(
@@ -40,6 +45,7 @@ MODULES: dict[str, dict[str, str]] = {
         **_SCAN,
         **_CONV,
         **_from("shim.norms", "rms_norm_forward"),
+        **_EINOPS,
     },
     "mamba_ssm.ops.triton": {},
     "mamba_ssm.ops.triton.selective_state_update": {
@@ -69,8 +75,9 @@ MODULES: dict[str, dict[str, str]] = {
         **_CONV,
         **_NORMS_V1,
         **_from("shim.ops", "selective_state_update"),
+        **_EINOPS,
     },
-    "mamba_ssm.modules.mamba2": _from("shim.mamba2", "Mamba2"),
+    "mamba_ssm.modules.mamba2": _from("shim.mamba2", "Mamba2") | _EINOPS,
     "mamba_ssm.modules.block": _from("shim.mamba", "Block"),
     "mamba_ssm.modules.mlp": _from("shim.mamba", "GatedMLP"),
     "mamba_ssm.modules.ssd_minimal": _from("ssd", "ssd_minimal_discrete"),
