@@ -356,12 +356,11 @@ inline void scan_forward(const Scan& s, const Array& out, const Array& last, flo
   }
   // A channel's result is the same in whatever task it is, so this may depend on the number of threads.
   const int64_t enough = 4 * torch::stable::get_num_threads();
-  int64_t most = 64 / W, parts = 0;
-  for (;; most /= 2) {
-    parts = (s.blocks_g + most - 1) / most;
-    if (most == LINE_BLOCKS || s.B * s.K * s.G * parts * s.segments >= enough) break;
-  }
-  parallel_tasks(s.B * s.K * s.G * parts * s.segments, [&](int64_t task) {
+  int64_t most = 64 / W;
+  auto tasks = [&] { return s.B * s.K * s.G * ((s.blocks_g + most - 1) / most) * s.segments; };
+  while (most > LINE_BLOCKS && tasks() < enough) most /= 2;
+  const int64_t parts = (s.blocks_g + most - 1) / most;
+  parallel_tasks(tasks(), [&](int64_t task) {
     const int64_t seg = task % s.segments, part = task / s.segments % parts, row = task / s.segments / parts;
     const int64_t g = row % s.G, k = row / s.G % s.K, b = row / s.G / s.K, first = part * most;
     scan_forward_task(s, out, last, saved, starts, b, k, g, first, std::min(most, s.blocks_g - first), seg);

@@ -158,7 +158,7 @@ inline void scan_backward_task(const Scan& s, const ScanGrads& grads, const floa
     constants.back().fill(s, k, block);
     carried.push_back({take(size), take(size), take(size), take(size)});
     Carried& c = carried.back();
-    std::memset(c.dA, 0, 3 * size * 4);
+    for (float* sum : {c.dA, c.dB, c.dC}) std::memset(sum, 0, size * 4);
     const Array& dl = grads.dlast;
     if (starts)
       std::memcpy(c.g, starts + (((b * s.K + k) * s.blocks + block) * s.segments + segment) * size, size * 4);
@@ -233,9 +233,9 @@ inline void scan_backward_task(const Scan& s, const ScanGrads& grads, const floa
   for (int64_t i = 0; i < count; ++i) {
     const int64_t block = g * s.blocks_g + first + i, c0 = s.channel(block);
     const int width = s.width(block);
-    // parts of rows and segments: [B][segments][K][blocks][3 * Np + 2][W]
+    // parts of rows and segments: [B][segments][K][blocks], each dA, dB, dC [3][Np][W] and dD, dbias [2][W]
     float* part = dA_part + (((b * s.segments + segment) * s.K + k) * s.blocks + block) * (3 * size);
-    std::memcpy(part, carried[i].dA, 3 * size * 4);
+    for (const float* sum : {carried[i].dA, carried[i].dB, carried[i].dC}) std::memcpy(part, sum, size * 4), part += size;
     float* sums = dD_part + (((b * s.segments + segment) * s.K + k) * s.blocks + block) * 2 * W;
     store(sums, carried[i].dD), store(sums + W, carried[i].dbias);
     if (grads.dh0 && segment == 0) {
