@@ -58,7 +58,7 @@ types: $(VENV)/.dev  ## pyright
 # so that none stays in the sources. What is left in build/ after a failure is in no later build's way.
 wheel: $(VENV)/.dev  ## dist/bestiary-*.whl for this platform, with the kernels built
 	rm -rf build
-	PYTHONPATH=src $(PY) -m bestiary.kernels.backends.native --isa all --out build/prebuilt
+	PYTHONPATH=src $(PY) -m bestiary.kernels.backends --isa all --out build/prebuilt
 	BESTIARY_PREBUILT=build/prebuilt $(PY) -m build --wheel --no-isolation
 	rm -rf build
 

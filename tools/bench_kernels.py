@@ -10,12 +10,12 @@ pip install --no-deps --target FOLDER mambapy.
 """
 
 import argparse
-import json
 import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
@@ -238,12 +238,8 @@ def bench_update(options):
 def bench_isa(options):
     def under(name, run):
         def step():
-            before = os.environ.get(native.ENV_ISA)
-            os.environ[native.ENV_ISA] = name
-            try:
+            with mock.patch.dict(os.environ, {native.ENV_ISA: name}):
                 return run()
-            finally:
-                os.environ.pop(native.ENV_ISA) if before is None else os.environ.update({native.ENV_ISA: before})
 
         return step
 
@@ -379,10 +375,7 @@ def main():
     for row in result["targets"]:
         verdict = {None: "not measured", True: "met", False: "NOT MET"}[row["met"]]
         print(f"{row['target']:58s} {row['goal']:>8s} {row['found'] if row['found'] is not None else '-':>8} {verdict}")
-    options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / f"kernels_{result['date'][:10]}.json"
-    file.write_text(json.dumps(result, indent=1) + "\n")
-    print(file)
+    bench.save(result, options.out, "kernels")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ process of its own. Writes training_<date>.json, or <part>_<date>.json for a sin
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
@@ -101,21 +101,14 @@ def make_block(name):
     block = AdaptiveScanMamba(dim, 3, **BLOCKS[name]).train()
     x = torch.randn(1, dim, *size, requires_grad=True)
     upstream = torch.randn(1, dim, *size)
-    backend = "reference" if name.endswith("reference kernels") else os.environ.get(ENV)
+    backend = {ENV: "reference"} if name.endswith("reference kernels") else {}
 
     def step():
-        before = os.environ.pop(ENV, None)
-        if backend:
-            os.environ[ENV] = backend
-        try:
-            block.zero_grad(set_to_none=True)
-            x.grad = None
+        block.zero_grad(set_to_none=True)
+        x.grad = None
+        with mock.patch.dict(os.environ, backend):
             out = block(x)
             out.backward(upstream)
-        finally:
-            os.environ.pop(ENV, None)
-            if before is not None:
-                os.environ[ENV] = before
         return [out.detach(), x.grad]
 
     return step
@@ -145,8 +138,6 @@ def bench_block(rounds):
 
     Scores that differ in the last bit sort a few tokens otherwise, so that results are compared on one order.
     """
-    from unittest import mock
-
     from bestiary.projects.asm_unet import adaptive_scan
 
     dim, size = BLOCK
@@ -254,10 +245,7 @@ def main():
         "kernels": {op: entry["uses"] for op, entry in backend_report().items()},
         **{name: PARTS[name](options.rounds) for name in wanted},
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / f"{wanted[0] if len(wanted) == 1 else 'training'}_{here['date'][:10]}.json"
-    file.write_text(json.dumps(result, indent=1) + "\n")
-    print(file)
+    bench.save(result, options.out, wanted[0] if len(wanted) == 1 else "training")
 
 
 if __name__ == "__main__":

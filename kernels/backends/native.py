@@ -7,7 +7,7 @@ built now under a file lock and renamed into the cache, else a reason why not, w
 ``BESTIARY_ISA=avx512|avx2|portable`` picks an instruction set instead of the best that this machine has.
 ``BESTIARY_CACHE`` is the folder for built libraries, ``~/.cache/bestiary`` by default; ``CXX`` names the compiler.
 
-``python -m bestiary.kernels.backends.native [--isa NAME|all] [--out FOLDER]`` builds ahead: CI, images, wheels.
+``python -m bestiary.kernels.backends [--isa NAME|all] [--out FOLDER]`` builds ahead: CI, images, wheels.
 This module imports torch only when a library is built or loaded.
 """
 
@@ -276,7 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Build the library; see the module's docstring."""
     import argparse
 
-    parser = argparse.ArgumentParser(prog="python -m bestiary.kernels.backends.native", description="Build the kernels")
+    parser = argparse.ArgumentParser(prog="python -m bestiary.kernels.backends", description="Build the kernels")
     choices = [*_ISA_FLAGS, "all"]
     parser.add_argument("--isa", choices=choices, action="append", help="the one in use here, or all of this processor")
     parser.add_argument("--out", type=Path, help="a folder to put bestiary_<isa>.so in; default: the cache")
@@ -289,7 +289,3 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,8 +3,8 @@
 // Where tokens are contiguous and walked in a line, a row of one channel is vectorised along time (conv_lines.h);
 // everything else (channel-last, orders, packed rows, mixed strides) goes through tiles of W channels (conv_tiles.h). In
 // both a tap is a shifted load, by one float or by one row of a tile. Sums are in float32; the activation's input is
-// computed again in the backward. Each pass over the tokens does one thing, because a long chain of operations leaves
-// the processor nothing to overlap. Gradients of weights are summed per row and stretch of tokens, and these in order,
+// computed again in the backward. There each pass over the tokens does one thing, because a long chain of operations
+// leaves the processor nothing to overlap. Gradients of weights are summed per row and stretch of tokens, and these in order,
 // so that bits do not depend on the number of threads.
 #pragma once
 

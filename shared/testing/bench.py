@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import platform
 import subprocess
@@ -99,6 +100,14 @@ def _line(row: dict[str, Any]) -> str:
         return f"{head} WRONG by {row['error']:.1e}: no time"
     factor = f"{row['times_first']:8.2f} x" if "times_first" in row else ""
     return f"{head} {row['cpu_ms']:10.3f} ms CPU {row['wall_2_threads_ms']:10.3f} ms wall (2 threads) {factor}"
+
+
+def save(result: dict[str, Any], folder: Path, name: str) -> None:
+    """Write ``folder/<name>_<date>.json`` and say where."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}_{result['date'][:10]}.json"
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    print(file)
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:

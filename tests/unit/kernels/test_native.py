@@ -349,3 +349,10 @@ def test_two_ops_never_called_before_compile_into_one_graph(kernels, python):
     env = {"BESTIARY_KERNELS": kernels, "BESTIARY_CACHE": cache, "HOME": os.environ.get("HOME")}
     result = python(TWO_IN_ONE_GRAPH, **env, BESTIARY_NATIVE=os.environ.get("BESTIARY_NATIVE"))
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_the_command_warns_of_nothing(clean_env):
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "bestiary.kernels.backends", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, env=clean_env())
+    assert result.returncode == 0, result.stderr
+    assert "--isa" in result.stdout
