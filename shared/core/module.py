@@ -140,9 +140,20 @@ class BestiaryModule(pl.LightningModule):
                 bad = 1.0
         if bad:
             self._skip(batch)
+        metrics |= self._tell_modules(applied=not bad and terms > 0)
         metrics["lr"] = optimizer.param_groups[0]["lr"]
         self.position += 1
         self.last_metrics = metrics
+
+    def _tell_modules(self, applied: bool) -> dict[str, float]:
+        """Call ``after_step`` of the modules that have it (a router balances its experts so); what they want logged."""
+        metrics: dict[str, float] = {}
+        for module in self.model.modules():
+            after_step = getattr(module, "after_step", None)
+            if callable(after_step):
+                found: Any = after_step(applied)
+                metrics.update(found or {})
+        return metrics
 
     def _backward(self, batch: Batch, context: StepContext) -> dict[str, torch.Tensor]:
         """Backward of every micro-batch; returns this rank's sums."""

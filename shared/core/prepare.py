@@ -21,29 +21,39 @@ def lora(
     alpha: float = 16.0,
     dropout: float = 0.0,
 ) -> nn.Module:
-    """Put low-rank adapters on linear layers (peft); they start as no change.
+    """Put low-rank adapters on linear layers, and on stacked weights of experts (peft); they start as no change.
+
+    Names to match, of a Llama-like model: ``*.q_proj``, ``*.v_proj`` …; of a hybrid stack: ``*.mixer.in_proj``,
+    ``*.mixer.out_proj``, ``*.mixer.q_proj``, ``*.mixer.up_proj`` …, and of all experts of a layer
+    ``*.experts.up_proj`` and ``*.experts.down_proj``, where each expert has a low-rank update of its own, which is
+    written out in full for each forward pass.
 
     Args:
         model: any model.
-        targets: globs over full module names, for example ``["*.q_proj", "*.v_proj"]``.
+        targets: globs over full names of linear modules or of parameters with three dimensions.
         r: rank.
         alpha: the update is scaled by ``alpha / r``.
-        dropout: on the adapter's input.
+        dropout: on the adapter's input; experts have none.
 
     Returns:
         The same model, adapters injected; the base weights are frozen by the stage's ``trainable: ["*lora_*"]``.
 
     Raises:
-        ConfigError: if no linear layer matches.
+        ConfigError: if nothing matches, or for a dropout on experts.
 
     Paper: arXiv:2106.09685.
     """
     peft = require("peft", "zoo")
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and matches(n, targets)]
-    if not names:
+    stacked = [n for n, p in model.named_parameters() if p.ndim == 3 and "conv" not in n and matches(n, targets)]
+    if stacked and dropout:
+        raise ConfigError(f"lora: adapters on experts ({stacked[0]}, …) have no dropout")
+    if not names and not stacked:
         linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
         raise ConfigError(f"lora: no linear layer matches {list(targets)}; there are, for example, {linear[:6]}")
-    config = peft.LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=names)
+    config = peft.LoraConfig(
+        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, target_parameters=stacked or None
+    )
     peft.inject_adapter_in_model(config, model)
     return model
 
@@ -57,7 +67,8 @@ def merge_lora(model: nn.Module) -> nn.Module:
     layers = [(n, m) for n, m in model.named_modules() if hasattr(m, "base_layer") and hasattr(m, "merge")]
     if not layers:
         raise ConfigError("merge_lora: the model has no adapters")
-    for name, layer in layers:
+    # Two adapters on the experts of one layer stand one in the other: the inner one goes first.
+    for name, layer in reversed(layers):
         layer.merge()
         parent = model.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], layer.base_layer)

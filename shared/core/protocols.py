@@ -21,7 +21,8 @@ class Output:
 
     Attributes:
         logits: (B, T, V) of a language model; (B, C, *S) of a segmentation net, full resolution.
-        aux_logits: lower resolutions of deep supervision, fine to coarse, without the full one.
+        aux_logits: lower resolutions of deep supervision, fine to coarse, without the full one; or, in training, the
+            logits of a language model's multi-token heads: entry d (B, T, V) predicts token t + 2 + d.
         hidden: last hidden states (B, T, D), where a model has them.
         cache: the decoding cache, where a model has one.
         aux_losses: router balancing and the like, by name; an objective adds those it knows.
@@ -36,13 +37,29 @@ class Output:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn. ``temperature`` 0 is greedy."""
+    """How completions are drawn.
+
+    The distribution is that of the logits over ``temperature``, cut to the ``top_k`` likeliest tokens, then to the
+    smallest set that holds ``top_p`` of what is left, then to those at least ``min_p`` times as likely as the
+    likeliest, and renormalised. The order is transformers'.
+
+    Attributes:
+        max_new_tokens: longest completion.
+        temperature: 0 is greedy.
+        top_p: 1 keeps all.
+        seed: of the noise, see ``Model.generate``.
+        stop: a row ends with the token that completes one of these strings.
+        top_k: 0 keeps all.
+        min_p: 0 keeps all.
+    """
 
     max_new_tokens: int = 64
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    top_k: int = 0
+    min_p: float = 0.0
 
 
 @dataclass
@@ -142,6 +159,69 @@ class TokenMixer(Protocol):
 
 
 @runtime_checkable
+class Tokenizer(Protocol):
+    """Text to token ids and back, and the chat template.
+
+    Attributes:
+        pad_id, eos_id: special tokens; ``eos_id`` ends a text.
+        stop_ids: tokens that end an answer, ``eos_id`` among them where a template uses it so.
+        vocab_size: all tokens, added ones included.
+        key: name and content hash: what was tokenised under one key is valid for no other.
+    """
+
+    pad_id: int
+    eos_id: int
+    stop_ids: tuple[int, ...]
+    vocab_size: int
+    key: str
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; special tokens are never read from it, and none is added."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text; special tokens are left out."""
+        ...
+
+    def add_tokens(self, names: Sequence[str]) -> list[int]:
+        """Add special tokens (known ones keep their id) and return their ids."""
+        ...
+
+    def chat(
+        self, messages: Sequence[Any], add_generation_prompt: bool = False, thinking: bool | None = None
+    ) -> tuple[list[int], list[bool]]:
+        """Token ids of a chat, and which of them the assistant wrote; ``thinking`` None is the template's default."""
+        ...
+
+
+@runtime_checkable
+class Cache(Protocol):
+    """What a decoder remembers of the tokens it has seen, for a batch of rows.
+
+    Attributes:
+        length: tokens a row has had, padding included: the width of the attention mask without the new tokens.
+    """
+
+    length: int
+
+    def clone(self) -> Cache:
+        """A copy that shares no memory."""
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Forget the tokens from ``length`` on. A recurrent state can go back over recorded tokens alone."""
+        ...
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep these rows, in this order; a row may be named several times."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write it to a safetensors file."""
+        ...
+
+
+@runtime_checkable
 class LanguageBackbone(Protocol):
     """A decoder-only language model behind one face (``kind: lm`` in conf/backbone)."""
 
@@ -153,7 +233,11 @@ class LanguageBackbone(Protocol):
         ...
 
     def new_cache(self, batch_size: int) -> Any:
-        """An empty decoding cache for ``batch_size`` rows."""
+        """An empty decoding cache (:class:`Cache`) for ``batch_size`` rows."""
+        ...
+
+    def load_cache(self, path: Path) -> Any:
+        """A cache that :meth:`Cache.save` wrote."""
         ...
 
     def add_tokens(self, names: Sequence[str]) -> list[int]:
@@ -185,6 +269,9 @@ class Model(Protocol):
 
     A model that must remember something of its data beyond the spec (an image's normalisation) also has
     ``adapt_to(source)``, called once before a run's first stage; it keeps what it learns in a buffer.
+
+    Any module inside it may have ``after_step(applied) -> {name: number}``: it is called on all processes after each
+    optimiser step, with false after one that was skipped; the numbers are logged.
     """
 
     def processor(self) -> Processor: ...

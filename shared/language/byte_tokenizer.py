@@ -17,9 +17,12 @@ class ByteTokenizer:
         pad_id, eos_id: special tokens. vocab_size: all tokens, added ones included.
     """
 
+    key = "byte"
+
     def __init__(self) -> None:
         self._specials = {name: 256 + i for i, name in enumerate(("<pad>", "<eos>", *(f"<{r}>" for r in ROLES)))}
         self.pad_id, self.eos_id = self._specials["<pad>"], self._specials["<eos>"]
+        self.stop_ids = (self.eos_id,)
 
     @property
     def vocab_size(self) -> int:
@@ -40,7 +43,9 @@ class ByteTokenizer:
             self._specials.setdefault(name, self.vocab_size)
         return [self._specials[name] for name in names]
 
-    def chat(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> tuple[list[int], list[bool]]:
+    def chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, thinking: bool | None = None
+    ) -> tuple[list[int], list[bool]]:
         """Token ids of a chat, and which of them the assistant wrote (its end token included).
 
         Each turn is ``<role> text <eos>``.
@@ -48,6 +53,7 @@ class ByteTokenizer:
         Args:
             messages: text turns.
             add_generation_prompt: end with the assistant's role token.
+            thinking: not used; this template has no thoughts.
 
         Raises:
             BadDataError: for an unknown role, or content other than text.

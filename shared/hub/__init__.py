@@ -1,0 +1,1 @@
+"""Checkpoints from elsewhere, converted once into folders of transformers."""
