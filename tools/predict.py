@@ -12,7 +12,7 @@ def main() -> None:
     """Load a checkpoint, read the paths, and let the model predict."""
     cfg, _ = split_arguments("predict", sys.argv[1:], strict=True)
     from bestiary.shared.core.checkpoint import find_checkpoint, load_checkpoint
-    from bestiary.shared.core.train import pick_device
+    from bestiary.shared.core.device import pick_device
 
     inputs = [cfg.inputs] if isinstance(cfg.inputs, str) else list(cfg.inputs)
     folder = find_checkpoint(cfg.checkpoint)

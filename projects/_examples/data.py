@@ -12,6 +12,7 @@ from bestiary.shared.core.errors import BadDataError, ConfigError, MissingDataEr
 from bestiary.shared.core.examples import Example, text_message
 from bestiary.shared.core.specs import DataSpec
 from bestiary.shared.core.streams import Stream
+from bestiary.shared.data.splits import split_of
 
 WORDS = tuple(
     "apple bread chair dance eagle flame grape house image juice knife lemon mouse night ocean piano queen river "  # noqa: SIM905
@@ -92,12 +93,6 @@ class TinyTalk:
     def _known(self, part: str | None) -> None:
         if part not in (None, "chat"):
             raise ConfigError(f"tiny_talk has the parts text and chat, not {part!r}")
-
-
-def split_of(name: str) -> str:
-    """``val`` and ``test`` for a tenth of all names each, by hash; else ``train``."""
-    place = hashlib.sha256(name.encode()).digest()[0] % 10
-    return {0: "test", 1: "val"}.get(place, "train")
 
 
 def _question(example: Example) -> str:

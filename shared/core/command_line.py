@@ -148,6 +148,7 @@ EXTRA_OF = {
         ("hydra", "omegaconf", "lightning", "torch", "numpy", "safetensors", "rich", "transformers"), "zoo"
     ),
     **dict.fromkeys(("monai", "nibabel", "scipy"), "medical"),
+    **dict.fromkeys(("gguf", "sentencepiece", "jinja2"), "text"),
 }
 """Which extra brings a package that the scripts cannot do without."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, NotRequired, TypedDict
 
+import numpy as np
 import torch
 
 from bestiary.shared.core.errors import BadDataError
@@ -36,13 +37,16 @@ class Message(TypedDict):
 
 
 class Example(TypedDict, total=False):
-    """One training or evaluation example; exactly one of ``image``, ``text`` and ``messages`` is present.
+    """One training or evaluation example; exactly one of ``image``, ``text``, ``messages`` and ``tokens`` is present.
 
     Keys:
         id: unique within its source.
         meta: anything worth reporting (file, spacing, original shape, ...).
         image: (C, *S) float32. label: (1, *S) int64, absent for prediction. affine: (4, 4) voxel to mm.
         text: plain text.
+        tokens: (T,) integers, a row that is tokenised already; ``meta["tokenizer"]`` is the key of its tokenizer.
+        documents: (T,) integers, rising from 0: which document of the row each token of ``tokens`` belongs to. A model
+            sees nothing of one document while it reads another. Absent where the row is one text.
         messages: the chat, without its final answer when ``answer`` is given.
         answer: the reference answer. verifier: the name of the verifier that scores an answer.
     """
@@ -53,6 +57,8 @@ class Example(TypedDict, total=False):
     label: torch.Tensor
     affine: Any
     text: str
+    tokens: np.ndarray
+    documents: np.ndarray
     messages: list[Message]
     answer: str
     verifier: str
@@ -103,14 +109,18 @@ def check_example(example: Example) -> Example:
     """Return the example unchanged, or say what is wrong with it.
 
     Raises:
-        BadDataError: if it has no id, or not exactly one of image, text and messages, or shapes that disagree.
+        BadDataError: if it has no id, or not exactly one of image, text, messages and tokens, or shapes that disagree.
     """
     name = example.get("id")
     if not name:
         raise BadDataError("an example has no id")
-    kinds = [key for key in ("image", "text", "messages") if key in example]
+    kinds = [key for key in ("image", "text", "messages", "tokens") if key in example]
     if len(kinds) != 1:
-        raise BadDataError(f"example {name!r} needs exactly one of image, text and messages, has {kinds or 'none'}")
+        wanted = "exactly one of image, text, messages and tokens"
+        raise BadDataError(f"example {name!r} needs {wanted}, has {kinds or 'none'}")
+    if kinds == ["tokens"] and "documents" in example and example["documents"].shape != example["tokens"].shape:
+        shapes = f"documents {example['documents'].shape} do not fit tokens {example['tokens'].shape}"
+        raise BadDataError(f"example {name!r}: {shapes}")
     if kinds == ["image"] and "label" in example:
         image, label = example["image"], example["label"]
         if label.shape[0] != 1 or label.shape[1:] != image.shape[1:]:

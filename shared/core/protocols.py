@@ -68,7 +68,8 @@ class Rollout:
 
     Attributes:
         completion_ids: (B*n, T) int64, right-padded.
-        mask: (B*n, T) bool, true on the policy's own tokens (the end token included).
+        mask: (B*n, T) bool, true on the policy's own tokens (the end token included); false on padding, and on tokens
+            that a budget for thoughts put there.
         logprobs: (B*n, T) float32, log-probabilities under the distribution that was sampled from.
         texts: decoded completions.
         finish_reasons: ``stop`` or ``length``.
@@ -216,6 +217,10 @@ class Cache(Protocol):
         """Keep these rows, in this order; a row may be named several times."""
         ...
 
+    def bytes(self) -> dict[str, int]:
+        """Size in use by kind: ``states``, which a longer row does not grow, and ``key_values``, which it does."""
+        ...
+
     def save(self, path: Path) -> None:
         """Write it to a safetensors file."""
         ...
@@ -223,7 +228,10 @@ class Cache(Protocol):
 
 @runtime_checkable
 class LanguageBackbone(Protocol):
-    """A decoder-only language model behind one face (``kind: lm`` in conf/backbone)."""
+    """A decoder-only language model behind one face (``kind: lm`` in conf/backbone).
+
+    One whose caches can be saved also has ``load_cache(path)``.
+    """
 
     hidden_size: int
     tokenizer: Any
@@ -234,10 +242,6 @@ class LanguageBackbone(Protocol):
 
     def new_cache(self, batch_size: int) -> Any:
         """An empty decoding cache (:class:`Cache`) for ``batch_size`` rows."""
-        ...
-
-    def load_cache(self, path: Path) -> Any:
-        """A cache that :meth:`Cache.save` wrote."""
         ...
 
     def add_tokens(self, names: Sequence[str]) -> list[int]:

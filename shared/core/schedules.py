@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from bestiary.shared.core.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Constant:
@@ -48,17 +50,32 @@ class Cosine:
 
 @dataclass(frozen=True)
 class WarmupStableDecay:
-    """Linear warm-up, a plateau, then a straight line to ``final`` over the last ``decay`` share of the steps."""
+    """Linear warm-up, a plateau, then a fall to ``final`` over the last ``decay`` share of the steps.
+
+    With x running from 0 to 1 over the decay, the factor is ``final + (1 - final) * (1 - x)`` for ``linear`` and
+    ``final + (1 - final) * (1 - sqrt(x))`` for ``minus_sqrt``, which falls fast at first and slowly at the end.
+    Paper: arXiv:2405.18392 (Sec. 3, the 1-sqrt decay).
+
+    Raises:
+        ConfigError: for another shape.
+    """
 
     warmup: int = 0
     decay: float = 0.2
     final: float = 0.0
+    shape: str = "linear"
+
+    def __post_init__(self) -> None:
+        if self.shape not in ("linear", "minus_sqrt"):
+            raise ConfigError(f"schedule.shape is linear or minus_sqrt, not {self.shape!r}")
 
     def __call__(self, step: int, steps: int) -> float:
         start = steps * (1 - self.decay)
         if step < start:
             return _warm(step, self.warmup)
-        return 1 + (self.final - 1) * min((step - start) / max(steps - start, 1), 1.0)
+        done = min((step - start) / max(steps - start, 1), 1.0)
+        left = 1 - (math.sqrt(done) if self.shape == "minus_sqrt" else done)
+        return self.final + (1 - self.final) * left
 
 
 def _warm(step: int, warmup: int) -> float:

@@ -32,7 +32,7 @@ from bestiary.shared.core.checkpoint import (
 )
 from bestiary.shared.core.errors import BadDataError, ConfigError
 from bestiary.shared.core.evaluate import evaluate_all
-from bestiary.shared.core.loader import Blend, RankSteps, StreamDataset, train_loader
+from bestiary.shared.core.loader import Blend, RankSteps, StreamDataset, check_phases, phase_starts, train_loader
 from bestiary.shared.core.loggers import MetricsFile, WandbLog
 from bestiary.shared.core.module import BestiaryModule
 from bestiary.shared.core.prepare import set_trainable
@@ -54,6 +54,7 @@ class Stage:
         batch_size: samples a step, over all ranks and micro-batches.
         data: ``{part: NAME}`` of the run's data set, or null for the whole.
         blend: name to ``{dataset: node or null (the run's), part, weight}``; instead of ``data``.
+        phases: shares of the steps at which the blend's next phase begins; a weight may then be a list, one a phase.
         schedule: node of the learning-rate schedule, or null for constant.
         trainable: globs of parameters that are trained. prepare: nodes applied before the stage.
         no_decay: globs of parameters without weight decay. clip: largest gradient norm, or null.
@@ -69,6 +70,7 @@ class Stage:
     batch_size: int
     data: dict[str, Any] | None = None
     blend: dict[str, Any] | None = None
+    phases: list[float] | None = None
     schedule: dict[str, Any] | None = None
     trainable: list[str] = field(default_factory=lambda: ["*"])
     prepare: list[dict[str, Any]] = field(default_factory=list)
@@ -106,6 +108,7 @@ class Stage:
             raise ConfigError(f"recipe.stages.{name}: steps and batch_size must be at least 1")
         if stage.data and stage.blend:
             raise ConfigError(f"recipe.stages.{name} has both data and blend; give one")
+        check_phases(f"recipe.stages.{name}", stage.blend, stage.phases)
         return stage
 
 
@@ -292,7 +295,8 @@ def make_loader(
             [
                 (build(entry["dataset"]) if entry.get("dataset") else source, entry.get("part"), entry.get("weight", 1))
                 for entry in stage.blend.values()
-            ]
+            ],
+            phase_starts(stage.phases or [], stage.steps),
         )
         source.check()
     repeat = stage.batch_size if setting.debug.get("repeat_batch") else None

@@ -24,6 +24,7 @@ from bestiary.shared.core.checkpoint import (
     write_json,
 )
 from bestiary.shared.core.config import check_choices, compose, conf_dir, differences, resolved
+from bestiary.shared.core.device import pick_device
 from bestiary.shared.core.errors import BadDataError, ConfigError
 from bestiary.shared.core.estimate import refuse_what_cannot_fit
 from bestiary.shared.core.evaluate import evaluate_all
@@ -139,8 +140,8 @@ def say_size(cfg: DictConfig, choices: dict[str, str], stages: dict[str, Stage])
         sizes = ", ".join(f"{name} {s.steps:,} steps of {s.batch_size}" for name, s in stages.items())
         print(
             f"this is the paper's size ({sizes}): conf/tuned has no laptop numbers for dataset={choices['dataset']}. "
-            "The first steps will say how long it takes; recipe.steps, recipe.batch_size, encoder.features and "
-            "backbone.min_channels make it small",
+            "The first steps will say how long it takes; recipe.steps, recipe.batch_size and the sizes under encoder and "
+            "backbone make it small",
             flush=True,
         )
 
@@ -292,13 +293,3 @@ def evaluate_checkpoint(options: Any, overrides: list[str]) -> dict[str, float]:
         print(f"{name:<{width}}  {value:.4f}")
     write_json(find_checkpoint(options.checkpoint) / f"eval_{options.split}.json", values)
     return values
-
-
-def pick_device(wanted: str) -> torch.device:
-    """The GPU if there is one and ``auto`` is wanted."""
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.device(wanted)
-    except RuntimeError as error:
-        raise ConfigError(f"device={wanted}: there is no such kind of device") from error

@@ -84,8 +84,8 @@ def parse_config(raw: dict[str, Any], where: str = "config.json") -> tuple[Hybri
     for name, allowed in _ASSUMED.items():
         if values.get(name, allowed[0]) not in allowed:
             raise BadDataError(f"{where}: {name} is {values[name]!r}; there is {allowed[0]!r} alone here")
-    pattern = _pattern(values, "hybrid_override_pattern", ("layers_block_type", "layer_types"), where)
-    mtp = _pattern(values, "mtp_hybrid_override_pattern", ("mtp_layers_block_type",), where, optional=True)
+    pattern: Any = _pattern(values, "hybrid_override_pattern", ("layers_block_type", "layer_types"), where)
+    mtp: Any = _pattern(values, "mtp_hybrid_override_pattern", ("mtp_layers_block_type",), where, optional=True)
     count = values.pop("num_hidden_layers", None)
     if count is not None and count != len(pattern):
         raise BadDataError(f"{where}: num_hidden_layers is {count}, and the pattern has {len(pattern)} layers")

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from bestiary.shared.core.errors import BadDataError
 from bestiary.shared.core.examples import Batch, Example, LMBatch, text_message
 from bestiary.shared.core.protocols import LanguageBackbone, Output, Rollout, Sampling
-from bestiary.shared.core.streams import derive_seed
+from bestiary.shared.language.generate import Generation
 from bestiary.shared.language.processor import TextProcessor
 
 
@@ -38,75 +37,36 @@ class CausalLM(nn.Module):
         return TextProcessor(self.backbone.tokenizer, max_len)
 
     def forward(self, batch: Batch) -> Output:
-        """Logits (B, T, V) of a batch."""
+        """Logits (B, T, V) of a batch, and what the backbone adds in training (multi-token logits, router balance)."""
         lm: LMBatch = batch  # type: ignore[assignment]
         logits, hidden, _ = self.backbone(
             self.backbone.embed(lm["input_ids"]), lm["attention_mask"], lm["position_ids"], lm["seq_idx"]
         )
-        return Output(logits, hidden=hidden)
+        return Output(
+            logits,
+            aux_logits=getattr(self.backbone, "aux_logits", []),
+            hidden=hidden,
+            aux_losses=getattr(self.backbone, "aux_losses", {}),
+        )
 
     def wrap_policy(self) -> set[type[nn.Module]]:
         """The backbone's layers."""
         return self.backbone.layer_classes()
 
-    @torch.no_grad()
-    def generate(self, batch: Batch, n: int = 1, sampling: Sampling | None = None) -> Rollout:
+    def generate(self, batch: Batch, n: int = 1, sampling: Sampling | None = None, **options: Any) -> Rollout:
         """Complete left-padded prompts, n times each.
-
-        The noise of a token is a function of (seed, prompt id, sample, token), so it does not matter with which other
-        prompts, or in which process, a prompt is completed.
 
         Args:
             batch: prompts (mode ``prompt``).
             n: completions per prompt.
-            sampling: greedy when None.
+            sampling: greedy, ``max_new_tokens`` long, when None.
+            **options: those of :class:`~bestiary.shared.language.generate.Generation`: ``think``, ``prefill_chunk``, …
         """
-        sampling = sampling or Sampling(self.max_new_tokens)
-        lm: LMBatch = batch  # type: ignore[assignment]
-        names = [(name, sample) for name in lm["ids"] for sample in range(n)]
-        mask = lm["attention_mask"].repeat_interleave(n, 0)
-        position = lm["position_ids"].repeat_interleave(n, 0)
-        tokens = lm["input_ids"].repeat_interleave(n, 0)
-        cache = self.backbone.new_cache(len(names))
-        eos = self.backbone.tokenizer.eos_id
-        done = torch.zeros(len(names), dtype=torch.bool, device=tokens.device)
-        ids, keep, scores = [], [], []
-        for step in range(sampling.max_new_tokens):
-            logits, _, cache = self.backbone(self.backbone.embed(tokens), mask, position, None, cache, 1)
-            logprobs = truncated_logprobs(logits[:, -1].float(), sampling)
-            chosen = self._draw(logprobs, names, step, sampling)
-            keep.append(~done)
-            ids.append(torch.where(done, self.backbone.tokenizer.pad_id, chosen))
-            scores.append(torch.where(done, 0.0, logprobs.gather(1, chosen[:, None])[:, 0]))
-            done = done | (chosen == eos) | self._stopped(ids, sampling, done)
-            if done.all():
-                break
-            tokens, position = ids[-1][:, None], position[:, -1:] + 1
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-        completion, kept = torch.stack(ids, 1), torch.stack(keep, 1)
-        texts = [self.backbone.tokenizer.decode(row[k].tolist()) for row, k in zip(completion, kept, strict=True)]
-        reasons = ["stop" if d else "length" for d in done.tolist()]
-        return Rollout(completion, kept, torch.stack(scores, 1), texts, reasons)
+        return self.generation(batch, n, sampling, **options).rollout()
 
-    def _stopped(self, ids: list[torch.Tensor], sampling: Sampling, done: torch.Tensor) -> torch.Tensor:
-        if not sampling.stop:
-            return torch.zeros_like(done)
-        rows = torch.stack(ids, 1).tolist()
-        texts = [self.backbone.tokenizer.decode(row) for row in rows]
-        return torch.tensor([any(s in t for s in sampling.stop) for t in texts], device=done.device)
-
-    def _draw(
-        self, logprobs: torch.Tensor, names: list[tuple[str, int]], step: int, sampling: Sampling
-    ) -> torch.Tensor:
-        if sampling.temperature == 0:
-            return logprobs.argmax(-1)
-        noise = np.stack(
-            [
-                np.random.default_rng(derive_seed(sampling.seed, name, sample, step)).gumbel(size=logprobs.shape[1])
-                for name, sample in names
-            ]
-        )
-        return (logprobs + torch.from_numpy(noise).to(logprobs)).argmax(-1)
+    def generation(self, batch: Batch, n: int = 1, sampling: Sampling | None = None, **options: Any) -> Generation:
+        """The same, not yet run: its ``stream()`` gives the text as it comes."""
+        return Generation(self.backbone, batch, n, sampling or Sampling(self.max_new_tokens), **options)
 
     def predict(self, inputs: Sequence[Path | str], out_dir: Path) -> list[Path]:
         """Answer the prompts of .txt files (one a line) or .jsonl files ({"prompt": …}), into answers.jsonl.
@@ -129,22 +89,6 @@ class CausalLM(nn.Module):
                 for prompt, text in zip(chunk, self.generate(batch).texts, strict=True):
                     handle.write(json.dumps({"prompt": prompt, "answer": text}, ensure_ascii=False) + "\n")
         return [file]
-
-
-def truncated_logprobs(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Log-probabilities of the distribution that is sampled from: temperature, then top-p, renormalised.
-
-    Args:
-        logits: (B, V) float32.
-        sampling: temperature 0 leaves the distribution as it is (greedy picks its mode).
-    """
-    logprobs = torch.log_softmax(logits / (sampling.temperature or 1.0), -1)
-    if sampling.top_p >= 1 or sampling.temperature == 0:
-        return logprobs
-    ordered, index = logprobs.sort(-1, descending=True)
-    before = ordered.exp().cumsum(-1) - ordered.exp()
-    ordered = ordered.masked_fill(before >= sampling.top_p, -torch.inf)
-    return torch.log_softmax(torch.empty_like(logprobs).scatter_(-1, index, ordered), -1)
 
 
 def read_prompts(path: Path) -> list[str]:

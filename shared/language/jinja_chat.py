@@ -61,10 +61,9 @@ class JinjaChat:
                     "the template's: choose a template of bestiary's (chat_templates.py) for training"
                 )
             return [Segment(text)]
-        header = self._header(turns, thinking)
-        return self._segments(found, turns, prefilled=header.rstrip().endswith("<think>"))
+        return self._segments(found, turns, thinking)
 
-    def _segments(self, found: str, turns: list[dict[str, str]], prefilled: bool) -> list[Segment]:
+    def _segments(self, found: str, turns: list[dict[str, str]], thinking: bool | None) -> list[Segment]:
         out: list[Segment] = []
         rest = found
         for number, turn in enumerate(turns):
@@ -74,7 +73,7 @@ class JinjaChat:
             before, inside = rest.split(begin, 1)
             inside, rest = inside.split(end, 1)
             own = turn["role"] == "assistant"
-            if own and not prefilled and before.rstrip().endswith("<think>"):
+            if own and before.rstrip().endswith("<think>") and not self._begins_thoughts(turns, thinking):
                 at = before.rindex("<think>")
                 before, opened = before[:at], before[at:]
                 out += [Segment(before), Segment(opened, own)]
@@ -87,11 +86,10 @@ class JinjaChat:
         out.append(Segment(rest))
         return [s._replace(text=_MARK.sub("", s.text)) for s in out if s.text]
 
-    def _header(self, turns: list[dict[str, str]], thinking: bool | None) -> str:
-        """What the template puts before an answer."""
+    def _begins_thoughts(self, turns: list[dict[str, str]], thinking: bool | None) -> bool:
+        """Whether the template writes the opening tag for the model, so that it is not the model's own."""
         before = [t for t in turns if t["role"] == "system"][:1] + [{"role": "user", "content": "a"}]
-        with_header, without = (self._render(before, add, thinking) for add in (True, False))
-        return with_header.removeprefix(without)
+        return self._render(before, True, thinking).rstrip().endswith("<think>")
 
     def _render(self, turns: list[dict[str, str]], prompt: bool, thinking: bool | None) -> str:
         jinja2 = require("jinja2", "text")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -84,6 +85,7 @@ class FolderTokenizer:
         self.eos_id: int = self.hf.eos_token_id
         self.pad_id: int = self.eos_id if self.hf.pad_token_id is None else self.hf.pad_token_id
         self.key = f"{name}-{_digest(folder)}"
+        self._specials = self._special_tokens()
         self._template = TEMPLATES[template] if template else JinjaChat(self.hf) if self.hf.chat_template else chatml
         self.stop_ids = self._stop_ids(folder)
 
@@ -106,6 +108,7 @@ class FolderTokenizer:
         """Add special tokens (known ones keep their id) and return their ids."""
         new = [name for name in names if self.token_id(name) is None]
         self.hf.add_tokens(new, special_tokens=True)
+        self._specials = self._special_tokens()
         return [self.hf.convert_tokens_to_ids(name) for name in names]
 
     def token_id(self, name: str) -> int | None:
@@ -135,8 +138,7 @@ class FolderTokenizer:
         """
         ids: list[int] = []
         own: list[bool] = []
-        specials = [token.content for token in self.hf.added_tokens_decoder.values() if token.special]
-        for group, plain in _groups(segments, specials):
+        for group, plain in _groups(segments, self._specials):
             text = "".join(s.text for s in group)
             out = self.hf(text, add_special_tokens=False, split_special_tokens=plain, return_offsets_mapping=True)
             mine = [s.own for s in group for _ in s.text]
@@ -144,12 +146,18 @@ class FolderTokenizer:
             own += [mine[min(start, len(mine) - 1)] for start, _ in out["offset_mapping"]]
         return ids, own
 
+    def _special_tokens(self) -> list[str]:
+        return [token.content for token in self.hf.added_tokens_decoder.values() if token.special]
+
     def _stop_ids(self, folder: Path) -> tuple[int, ...]:
         """The end token, what generation_config.json names, and what ends an assistant's turn in the template."""
         found = [self.eos_id]
-        if (folder / "generation_config.json").is_file():
-            config = require("transformers", "zoo").GenerationConfig.from_pretrained(str(folder), local_files_only=True)
-            named = config.eos_token_id
+        file = folder / "generation_config.json"
+        if file.is_file():
+            try:
+                named = json.loads(file.read_text()).get("eos_token_id")
+            except (ValueError, AttributeError) as error:
+                raise BadDataError(f"{file} cannot be read: {error}") from error
             found += named if isinstance(named, list) else [] if named is None else [named]
         turn = [_text("user", "a"), _text("assistant", "b")]
         try:

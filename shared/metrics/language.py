@@ -24,13 +24,15 @@ class BitsPerByte:
     Args:
         window: tokens a window.
         batch_size: windows at once.
+        label: appended to the names of the numbers (``bits_per_byte/LABEL``), where several texts are scored apart.
     """
 
     name = "bits_per_byte"
     version = "1"
 
-    def __init__(self, window: int = 256, batch_size: int = 16):
+    def __init__(self, window: int = 256, batch_size: int = 16, label: str | None = None):
         self.window, self.batch_size = window, batch_size
+        self.suffix = f"/{label}" if label else ""
 
     def __call__(self, model: nn.Module, examples: Sequence[Example]) -> dict[str, float]:
         """``bits_per_byte`` and the ``bytes`` it rests on."""
@@ -58,7 +60,10 @@ class BitsPerByte:
             logits = model(move(batch, device)).logits.float().cpu()
             losses = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
             bits += float((losses.double() * mask[:, 1:].flatten()).sum()) / math.log(2)
-        return {"bits_per_byte": bits / max(total_bytes, 1), "bytes": float(total_bytes)}
+        return {
+            f"bits_per_byte{self.suffix}": bits / max(total_bytes, 1),
+            f"bytes{self.suffix}": float(total_bytes),
+        }
 
 
 class ExactMatch:

@@ -122,6 +122,11 @@ def peak_bytes(run: Callable[[], Any]) -> int:
     return peak
 
 
+def resident_bytes() -> int:
+    """Resident memory of this process; Linux alone."""
+    return _status("VmRSS")
+
+
 def _status(name: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):

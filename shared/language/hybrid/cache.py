@@ -7,7 +7,8 @@ K key-value heads, S cached tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -207,7 +208,7 @@ class HybridCache:
         return sizes
 
     def save(self, path: Path) -> None:
-        """Write it to a safetensors file."""
+        """Write it to a safetensors file, aside and then renamed."""
         from safetensors.torch import save_file
 
         tensors = {
@@ -217,7 +218,9 @@ class HybridCache:
             for name, tensor in layer.tensors().items()
         }
         about = {"length": self.length, "layers": len(self.layers), "record": self.record, "seed": self.seed}
-        save_file(tensors, path, {"format": _FORMAT, "about": json.dumps(about)})
+        aside = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+        save_file(tensors, aside, {"format": _FORMAT, "about": json.dumps(about)})
+        os.replace(aside, path)
 
     @classmethod
     def load(cls, path: Path, empty: HybridCache) -> HybridCache:
@@ -284,8 +287,3 @@ def state_noise(seed: int, layer: int, length: int, device: torch.device) -> tor
     from bestiary.shared.core.streams import derive_seed
 
     return torch.Generator(device).manual_seed(derive_seed(seed, "ssm state", layer, length))
-
-
-def batch_of(layers: Sequence[MambaState | KeyValues | None]) -> int | None:
-    """Rows of a cache, or None where no layer remembers anything."""
-    return next((t.shape[0] for layer in layers if layer for t in layer.tensors().values()), None)

@@ -37,6 +37,7 @@ class HybridLM(nn.Module):
             the checkpoint's own where ``path`` is given.
         path: a checkpoint folder of nemotron_h, whose config.json wins over ``config`` but for what no config.json has.
             Null is fresh weights.
+        chat_template: one of ``chat_templates.TEMPLATES`` by name, or null for the tokenizer's own.
         state_dtype: of the SSM states in a cache: ``float32``, or ``float16`` with stochastic rounding.
         recompute: keep only each layer's input for the backward pass, and compute the rest again (activation
             checkpointing).
@@ -59,6 +60,7 @@ class HybridLM(nn.Module):
         config: HybridConfig | Mapping[str, Any] | None = None,
         tokenizer: str | None = None,
         path: str | None = None,
+        chat_template: str | None = None,
         state_dtype: str = "float32",
         recompute: bool = False,
         compile: bool = False,
@@ -79,7 +81,7 @@ class HybridLM(nn.Module):
         if state_dtype not in STATE_DTYPES:
             raise ConfigError(f"state_dtype must be {' or '.join(STATE_DTYPES)}, not {state_dtype!r}")
         self.tokenizer_name = str(tokenizer or self.extra_config.get("bestiary_tokenizer") or path or "byte")
-        self.tokenizer = load_tokenizer(self.tokenizer_name)
+        self.tokenizer = load_tokenizer(self.tokenizer_name, chat_template)
         vocab = config.vocab_size or self.tokenizer.vocab_size
         if vocab < self.tokenizer.vocab_size:
             raise ConfigError(f"vocab_size {vocab} is less than the tokenizer's {self.tokenizer.vocab_size}")

@@ -2,11 +2,12 @@
 
 import pytest
 
-from bestiary.projects._examples.data import WORDS, TinyTalk, split_of
+from bestiary.projects._examples.data import WORDS, TinyTalk
 from bestiary.shared.core.errors import ConfigError
 from bestiary.shared.core.examples import check_example
 from bestiary.shared.core.protocols import DataSource
 from bestiary.shared.core.streams import Stream
+from bestiary.shared.data.splits import split_of
 
 
 @pytest.fixture(scope="module")

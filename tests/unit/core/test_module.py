@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bestiary.shared.core.errors import UserError
+from bestiary.shared.core.errors import ConfigError, UserError
 from bestiary.shared.core.loader import RankSteps
 from bestiary.shared.core.module import BestiaryModule
 from bestiary.shared.core.protocols import Loss, Output
@@ -253,9 +253,17 @@ def test_schedules_by_hand():
     assert [Poly(1.0, every=10)(s, 100) for s in (0, 9, 10, 19, 99)] == pytest.approx([1, 1, 0.9, 0.9, 0.1])
     wsd = WarmupStableDecay(warmup=2, decay=0.5, final=0.5)
     assert [wsd(s, 8) for s in (0, 1, 3, 4, 6, 8)] == pytest.approx([0.5, 1, 1, 1, 0.75, 0.5])
+    # A quarter of the way through the decay the root is a half.
+    root = WarmupStableDecay(warmup=2, decay=0.5, final=0.5, shape="minus_sqrt")
+    assert [root(s, 8) for s in (0, 1, 3, 4, 5, 8)] == pytest.approx([0.5, 1, 1, 1, 0.75, 0.5])
+    with pytest.raises(ConfigError, match="linear or minus_sqrt, not 'cosine'"):
+        WarmupStableDecay(shape="cosine")
 
 
-@pytest.mark.parametrize("schedule", [Constant(3), Cosine(3, 0.1), Poly(0.9), WarmupStableDecay(3)])
+@pytest.mark.parametrize(
+    "schedule",
+    [Constant(3), Cosine(3, 0.1), Poly(0.9), WarmupStableDecay(3), WarmupStableDecay(3, 0.4, 0.01, "minus_sqrt")],
+)
 def test_schedules_are_pure(schedule):
     forth = [schedule(s, 40) for s in range(40)]
     assert [schedule(s, 40) for s in reversed(range(40))][::-1] == forth

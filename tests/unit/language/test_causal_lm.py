@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from bestiary.shared.core.errors import BadDataError, ConfigError
 from bestiary.shared.core.examples import text_message
 from bestiary.shared.core.protocols import LanguageBackbone, Model, Sampling
-from bestiary.shared.language.causal_lm import CausalLM, read_prompts, truncated_logprobs
+from bestiary.shared.language.causal_lm import CausalLM, read_prompts
+from bestiary.shared.language.generate import sampling_logprobs
 from bestiary.shared.language.hf_causal_lm import HFCausalLM, packed_mask
 
 CONFIG = {
@@ -216,11 +217,11 @@ def test_logprobs_are_those_of_what_was_sampled_from(model, sampling):
 def test_top_p_by_hand():
     logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
     for top_p, expected in ((0.5, [1, 0, 0, 0]), (0.6, [2 / 3, 1 / 3, 0, 0]), (1.0, [0.5, 0.25, 0.125, 0.125])):
-        p = truncated_logprobs(logits, Sampling(temperature=1.0, top_p=top_p)).exp()
+        p = sampling_logprobs(logits, Sampling(temperature=1.0, top_p=top_p)).exp()
         assert p[0].tolist() == pytest.approx(expected, abs=1e-6)
-    assert truncated_logprobs(logits, Sampling(temperature=1.0, top_p=1e-9)).exp()[0].tolist() == [1, 0, 0, 0]
+    assert sampling_logprobs(logits, Sampling(temperature=1.0, top_p=1e-9)).exp()[0].tolist() == [1, 0, 0, 0]
     # Squared and renormalised at temperature one half.
-    p = truncated_logprobs(logits[:, :2], Sampling(temperature=0.5)).exp()
+    p = sampling_logprobs(logits[:, :2], Sampling(temperature=0.5)).exp()
     assert p[0].tolist() == pytest.approx([0.8, 0.2])
 
 

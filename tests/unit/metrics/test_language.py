@@ -44,6 +44,8 @@ def test_bits_by_hand():
     assert isinstance(protocol, EvalProtocol)
     score = protocol(Known(0.25), texts("abc"))
     assert score == {"bits_per_byte": pytest.approx((4 + FIRST) / 3, rel=1e-6), "bytes": 3.0}
+    labelled = BitsPerByte(window=8, label="code")(Known(0.25), texts("abc"))
+    assert labelled == {"bits_per_byte/code": score["bits_per_byte"], "bytes/code": 3.0}
 
 
 def test_a_uniform_model():

@@ -1,0 +1,96 @@
+"""transformers' key-value cache behind the Cache protocol."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from bestiary.shared.core.errors import BadDataError, require
+
+
+class KeyValueCache:
+    """Keys and values of the tokens seen so far, for a batch of rows.
+
+    Args:
+        config: the model's config, of transformers.
+
+    Attributes:
+        layers: transformers' DynamicCache, which the model reads and grows.
+    """
+
+    def __init__(self, config: Any):
+        self.layers: Any = require("transformers", "zoo").DynamicCache(config=config)
+
+    @property
+    def length(self) -> int:
+        """Tokens a row has had, padding included."""
+        return int(self.layers.get_seq_length())
+
+    def clone(self) -> KeyValueCache:
+        """A copy that shares no memory."""
+        new = object.__new__(KeyValueCache)
+        new.layers = copy.deepcopy(self.layers)
+        return new
+
+    def truncate(self, length: int) -> None:
+        """Forget the tokens from ``length`` on.
+
+        Raises:
+            ValueError: for a length that is not between 0 and the cache's.
+        """
+        if not 0 <= length <= self.length:
+            raise ValueError(f"a cache of {self.length} tokens cannot be cut to {length}")
+        if length < self.length:
+            self.layers.crop(length - self.length)
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep these rows, in this order; a row may be named several times."""
+        self.layers.batch_select_indices(rows)
+
+    def bytes(self) -> dict[str, int]:
+        """Size in use: ``key_values``."""
+        tensors = [t for layer in self.layers.layers if layer.is_initialized for t in (layer.keys, layer.values)]
+        return {"key_values": sum(t.numel() * t.element_size() for t in tensors)}
+
+    def save(self, path: Path) -> None:
+        """Write it to a safetensors file, aside and then renamed."""
+        tensors = {}
+        for number, layer in enumerate(self.layers.layers):
+            if layer.is_initialized:
+                tensors[f"{number}.keys"] = layer.keys.detach().contiguous()
+                tensors[f"{number}.values"] = layer.values.detach().contiguous()
+        aside = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+        save_file(tensors, aside, {"format": "bestiary key-value cache"})
+        os.replace(aside, path)
+
+    @classmethod
+    def load(cls, path: Path, config: Any, device: torch.device | str = "cpu") -> KeyValueCache:
+        """A cache that :meth:`save` wrote.
+
+        Args:
+            path: the file.
+            config: the model's config.
+            device: where the tensors go.
+
+        Raises:
+            BadDataError: if the file cannot be read, or is of a model with other layers.
+        """
+        new = cls(config)
+        wanted = config.num_hidden_layers
+        try:
+            with safe_open(str(path), "pt", device=str(device)) as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise BadDataError(f"{path} is no cache that was saved: {error}") from error
+        names = {f"{number}.{part}" for number in range(wanted) for part in ("keys", "values")}
+        if tensors and set(tensors) != names:
+            raise BadDataError(f"{path} is the cache of another model: it has {len(tensors) // 2} layers, not {wanted}")
+        for number in range(wanted if tensors else 0):
+            new.layers.update(tensors[f"{number}.keys"], tensors[f"{number}.values"], number)
+        return new
