@@ -140,8 +140,8 @@ def say_size(cfg: DictConfig, choices: dict[str, str], stages: dict[str, Stage])
         sizes = ", ".join(f"{name} {s.steps:,} steps of {s.batch_size}" for name, s in stages.items())
         print(
             f"this is the paper's size ({sizes}): conf/tuned has no laptop numbers for dataset={choices['dataset']}. "
-            "The first steps will say how long it takes; recipe.steps, recipe.batch_size and the sizes under encoder and "
-            "backbone make it small",
+            "The first steps will say how long it takes; recipe.steps, recipe.batch_size and the sizes under encoder "
+            "and backbone make it small",
             flush=True,
         )
 
