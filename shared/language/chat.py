@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 from omegaconf import DictConfig, OmegaConf
@@ -124,6 +125,7 @@ def load_model(cfg: DictConfig, choices: Mapping[str, str]) -> nn.Module:
     """
     from bestiary.shared.core.checkpoint import load_checkpoint
     from bestiary.shared.core.device import pick_device
+    from bestiary.shared.hub.load import load_pretrained
 
     chosen = choices.get("backbone", "none")
     if (cfg.checkpoint is None) == (chosen == "none"):
@@ -132,7 +134,11 @@ def load_model(cfg: DictConfig, choices: Mapping[str, str]) -> nn.Module:
             f"backbones: {', '.join(o for o in options('backbone') if o != 'none')}"
         )
     if cfg.checkpoint is not None:
-        model, _ = load_checkpoint(cfg.checkpoint)
+        folder = Path(str(cfg.checkpoint)).expanduser()
+        if (folder / "config.json").is_file() and not (folder / "structure.json").is_file():
+            model = CausalLM(load_pretrained(folder))
+        else:
+            model, _ = load_checkpoint(cfg.checkpoint)
         if not hasattr(model, "generation"):
             raise ConfigError(f"{cfg.checkpoint} holds a {type(model).__name__}, which does not generate text")
     else:

