@@ -1,6 +1,6 @@
 """Measure the kernels against what else runs on a CPU, and say which targets they meet.
 
-    python tools/bench_kernels.py [--only scan,order,peak,ssd,conv,update,isa] [--rounds 5] [--peers FOLDER]
+    python tools/bench_kernels.py [--only scan,order,peak,ssd,conv,update,step,norm,isa] [--rounds 5] [--peers FOLDER]
 
 CPU time of one thread and wall time of two, the contenders interleaved in each round, medians; a contender whose result
 is wrong gets no time. Writes kernels_<date>.json. Run it on a quiet machine: nothing else may use the cores.
@@ -14,6 +14,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -25,7 +26,9 @@ import torch
 
 from bestiary.kernels import (
     causal_conv1d_fn,
+    causal_conv1d_update,
     mamba_chunk_scan_combined,
+    rms_norm_gated,
     selective_scan_fn,
     selective_state_update,
 )
@@ -37,7 +40,10 @@ SCANS = [(2, 192, 4096, 16), (1, 64, 32768, 16)]
 SSDS = [(1, 2048, 32, 64, 128, 1), (1, 2048, 32, 64, 128, 8)]
 CONVS = [(2, 192, 4096), (1, 4352, 2048), (1, 64, 32768)]
 UPDATE = (1, 128, 64, 128, 8)  # Nemotron-H-8B's layer
-SMOKE = {"scan": [(1, 8, 64, 4)], "ssd": [(1, 64, 4, 8, 16, 2)], "conv": [(1, 8, 64)], "update": (1, 4, 8, 16, 2)}
+STEPS, NORMS = [(16, 1024), (1, 4352)], [(1, 2048, 512, 4), (1, 2048, 8192, 8)]
+SIZES = {"scan": SCANS, "ssd": SSDS, "conv": CONVS, "update": UPDATE, "step": STEPS, "norm": NORMS}
+SMOKE = dict(scan=[(1, 8, 64, 4)], ssd=[(1, 64, 4, 8, 16, 2)], conv=[(1, 8, 64)], update=(1, 4, 8, 16, 2))
+SMOKE |= dict(step=[(2, 24)], norm=[(1, 8, 24, 2)])
 CHUNK = "torch.compile, 32 steps"
 PSCAN = "transformers + mambapy pscan"
 
@@ -48,6 +54,15 @@ def randn(*shape, seed=0):
 
 def doubles(inputs):
     return [t.double() for t in inputs]
+
+
+def both_ways(case, runs, reference, inputs, options, tolerance=1e-4):
+    """Forward, and forward and backward; runs that are None are of libraries that are missing."""
+    rows = []
+    for name, wrap in (("fwd", without_gradients), ("fwd+bwd", with_gradients)):
+        wrapped = {key: wrap(run, inputs) for key, run in runs.items() if run is not None}
+        rows += bench.race(f"{case} {name}", wrapped, wrap(reference, doubles(inputs))(), options.rounds, tolerance)
+    return rows
 
 
 # --- the scan ----------------------------------------------------------------------------------------------------
@@ -147,11 +162,8 @@ def peak_of(options):
 # --- the other ops -----------------------------------------------------------------------------------------------
 
 
-def ssd(backend=None):
-    def run(x, dt, A, B, C, D, bias):
-        return mamba_chunk_scan_combined(x, dt, A, B, C, 64, D, dt_bias=bias, dt_softplus=True, backend=backend)
-
-    return run
+def ssd(x, dt, A, B, C, D, bias, backend=None):
+    return mamba_chunk_scan_combined(x, dt, A, B, C, 64, D, dt_bias=bias, dt_softplus=True, backend=backend)
 
 
 def ssd_work(shape, chunk=64):
@@ -166,12 +178,9 @@ def bench_ssd(options):
         batch, L, H, P, N, G = shape
         x, dt, B, C = randn(batch, L, H, P), randn(batch, L, H), randn(batch, L, G, N), randn(batch, L, G, N, seed=1)
         inputs = [x, 0.5 * dt, -torch.linspace(1, 16, H), B / N**0.5, C, randn(H), randn(H, seed=1) - 3]
-
-        for name, wrap in (("fwd", without_gradients), ("fwd+bwd", with_gradients)):
-            truth = wrap(ssd("reference"), doubles(inputs))()
-            runs = {"ours": ssd(), "ours, reference": ssd("reference"), "transformers": peers.transformers_ssd(64)}
-            runs = {key: wrap(run, inputs) for key, run in runs.items() if run is not None}
-            rows += bench.race(f"ssd {shape} {name}", runs, truth, options.rounds, 2e-4)
+        reference = partial(ssd, backend="reference")
+        runs = {"ours": ssd, "ours, reference": reference, "transformers": peers.transformers_ssd(64)}
+        rows += both_ways(f"ssd {shape}", runs, reference, inputs, options, 2e-4)
     return rows
 
 
@@ -189,10 +198,8 @@ def bench_conv(options):
     for shape in options.convs:
         for layout in ("contiguous", "channel-last"):
             inputs = conv_inputs(shape, layout != "contiguous")
-            for name, wrap in (("fwd", without_gradients), ("fwd+bwd", with_gradients)):
-                truth = wrap(peers.oned_conv, doubles(inputs))()
-                runs = {"ours": wrap(conv, inputs), "F.conv1d + silu": wrap(peers.oned_conv, inputs)}
-                rows += bench.race(f"conv {shape} {layout} {name}", runs, truth, options.rounds, 1e-4)
+            runs = {"ours": conv, "F.conv1d + silu": peers.oned_conv}
+            rows += both_ways(f"conv {shape} {layout}", runs, peers.oned_conv, inputs, options)
     return rows
 
 
@@ -204,35 +211,53 @@ def bench_update(options):
     D, x = randn(H)[:, None].expand(H, P), randn(batch, H, P, seed=1)
     B, C = randn(batch, G, N), randn(batch, G, N, seed=1)
 
-    def step(state, *rest, backend=None):
-        out = selective_state_update(state, *rest, dt_bias=bias.to(x.dtype), dt_softplus=True, backend=backend)
-        return [out]
+    def step(state, x, *rest, backend=None):
+        steps = dict(dt_bias=bias.to(x.dtype), dt_softplus=True, backend=backend)
+        return [selective_state_update(state, x, *rest, **steps), state]
 
-    fixed = state.clone()
-    rest = (x, dt, A, B, C, D)
-    wide = [t.double() for t in rest]
-    truth_state = fixed.double()
-    out = selective_state_update(
-        truth_state, *wide, dt_bias=bias.double(), dt_softplus=True, backend="reference"
-    )  # fmt: skip
-    probe = fixed.clone()
-    found = [step(probe, *rest)[0], probe]
-    error = bench.relative_error(found, [out, truth_state])
+    rest = [x, dt, A, B, C, D]
+    truth = step(state.double(), *doubles(rest), backend="reference")
+    error = bench.relative_error(step(state.clone(), *rest), truth)
     if error > 1e-5:
         print(f"update {options.update}: WRONG by {error:.1e}: no time")
         return [{"case": f"update {options.update}", "contender": "ours", "check": "red", "error": error}]
-    truth = [out]
-
-    def copied():
-        room.copy_(state)
-        return truth
-
-    runs = {"ours": bench.Checked(lambda: step(state, *rest), truth), "a copy of the state": copied}
+    runs = {"ours": lambda: step(state, *rest), "a copy of the state": lambda: room.copy_(state)}
+    runs = {key: bench.Checked(run, truth) for key, run in runs.items()}
     if native.why_absent() is None:  # without what Python costs: about 60 microseconds a call
         raw = (state, *rest, None, bias, True, None, torch.empty_like(x))
         runs["ours, the C++ alone"] = bench.Checked(lambda: native.ops().state_update(*raw), truth)
     with torch.no_grad():
         return bench.race(f"update {options.update}", runs, truth, options.rounds, repeat=50)
+
+
+def bench_step(options):
+    """A step of the convolution. The state holds the new input thrice, so that a step leaves it as it is."""
+
+    def step(x, state, weight, bias, backend=None):
+        return causal_conv1d_update(x, state, weight, bias, "silu", backend=backend)
+
+    rows = []
+    for shape in options.steps:
+        x, *rest = randn(*shape), randn(shape[1], 4), randn(shape[1])
+        for layout, state in (("contiguous", torch.stack([x] * 3, 2)), ("channel-last", torch.stack([x] * 3, 1))):
+            inputs = [x, state if layout == "contiguous" else state.transpose(1, 2), *rest]
+            truth = without_gradients(partial(step, backend="reference"), doubles(inputs))()
+            runs = {"ours": step, "ours, reference": partial(step, backend="reference")}
+            runs = {key: without_gradients(run, inputs) for key, run in runs.items()}
+            rows += bench.race(f"step {shape} {layout}", runs, truth, options.rounds, 1e-5, repeat=50)
+    return rows
+
+
+def bench_norm(options):
+    """The gate first; it is a slice of a wider projection."""
+    rows = []
+    for *shape, F, groups in options.norms:
+        inputs = [randn(*shape, F), randn(F), randn(*shape, 2 * F)[..., :F]]
+        norm = partial(rms_norm_gated, eps=1e-5, group_size=F // groups, norm_before_gate=False)
+        reference = partial(norm, backend="reference")
+        runs = {"ours": norm, "ours, reference": reference}
+        rows += both_ways(f"norm {(*shape, F, groups)}", runs, reference, inputs, options)
+    return rows
 
 
 def bench_isa(options):
@@ -309,15 +334,8 @@ def targets(rows, options, roofs):
     return found
 
 
-BENCHES = {
-    "scan": bench_scan,
-    "order": bench_order,
-    "peak": bench_peak,
-    "ssd": bench_ssd,
-    "conv": bench_conv,
-    "update": bench_update,
-    "isa": bench_isa,
-}
+BENCHES = dict(scan=bench_scan, order=bench_order, peak=bench_peak, ssd=bench_ssd, conv=bench_conv, update=bench_update)
+BENCHES |= dict(step=bench_step, norm=bench_norm, isa=bench_isa)
 
 
 def parse():
@@ -333,8 +351,8 @@ def parse():
     unknown = set(options.only) - set(BENCHES)
     if unknown:
         parser.error(f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
-    sizes = SMOKE if options.smoke else {"scan": SCANS, "ssd": SSDS, "conv": CONVS, "update": UPDATE}
-    options.scans, options.ssds, options.convs, options.update = sizes.values()
+    sizes = (SMOKE if options.smoke else SIZES).values()
+    options.scans, options.ssds, options.convs, options.update, options.steps, options.norms = sizes
     options.passed = ["--smoke"] if options.smoke else []
     if options.peers:
         sys.path.insert(0, str(options.peers.resolve()))

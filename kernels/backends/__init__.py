@@ -34,6 +34,10 @@ _IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "reference": "bestiary.kernels.causal_conv1d.update_reference:causal_conv1d_update_ref",
         "cpu": "bestiary.kernels.causal_conv1d.update_cpu:causal_conv1d_update_cpu",
     },
+    "gated_norm": {
+        "reference": "bestiary.kernels.gated_norm.reference:rms_norm_gated_ref",
+        "cpu": "bestiary.kernels.gated_norm.cpu:rms_norm_gated_cpu",
+    },
     "scan_order": {"reference": "bestiary.kernels.scan_order.reference:gather_tokens_ref"},
     "selective_scan": {
         "reference": "bestiary.kernels.selective_scan.reference:selective_scan_ref",

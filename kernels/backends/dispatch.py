@@ -40,7 +40,7 @@ def implementation(
     for tensor in tensors:
         if tensor is None:
             continue
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:  # quicker than its device's name, and asked of every tensor of every step
             refused = f"it takes tensors on the CPU, not on {tensor.device.type}"
         elif tensor.dtype not in _CPU_DTYPES:
             refused = f"it takes float32, bfloat16 and float16, not {tensor.dtype}"

@@ -21,20 +21,17 @@ def causal_conv1d_update_cpu(
     conv_state_indices: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See :func:`bestiary.kernels.causal_conv1d_update`; arguments are taken as checked."""
-    steps = x if x.ndim == 3 else x[..., None]
-    silu = activation is not None
-    out = _update(steps, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices)
-    return out if x.ndim == 3 else out[..., 0]
+    return _update(x, conv_state, weight, bias, activation is not None, cache_seqlens, conv_state_indices)
 
 
 def _run(x, state, weight, bias, silu, lengths, slots):
-    out = x.new_empty(x.shape)
+    out = torch.empty_like(x)  # channels contiguous where those of x are
     native.ops().conv_update(x, state, weight, bias, silu, lengths, slots, out)
     return out
 
 
 def _fake(x, state, weight, bias, silu, lengths, slots):
-    return x.new_empty(x.shape)
+    return torch.empty_like(x)
 
 
 _update = define(

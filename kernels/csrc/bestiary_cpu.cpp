@@ -2,6 +2,7 @@
 //
 // Every op writes into tensors that its caller has made; shapes and dtypes are checked in Python (kernels/*/cpu.py).
 #include "conv.h"
+#include "norm.h"
 #include "roof.h"
 #include "scan.h"
 #include "scan_backward.h"
@@ -76,6 +77,17 @@ void conv_update_op(const Tensor& x, const Tensor& state, const Tensor& weight, 
   conv_update({Array(x), Array(state), Array(weight), Array(bias), Array(out), Ints(lengths), Ints(slots), silu});
 }
 
+void gated_norm_forward_op(const Tensor& x, const Tensor& weight, const MaybeTensor& z, double eps, int64_t size,
+                           bool norm_first, const Tensor& out) {
+  gated_norm_forward(GatedNorm(x, weight, z, eps, size, norm_first), Array(out));
+}
+
+void gated_norm_backward_op(const Tensor& x, const Tensor& weight, const MaybeTensor& z, double eps, int64_t size,
+                            bool norm_first, const Tensor& dout, const MaybeTensor& dx, const MaybeTensor& dweight,
+                            const MaybeTensor& dz) {
+  gated_norm_backward(GatedNorm(x, weight, z, eps, size, norm_first), {Array(dout), Array(dx), Array(dweight), Array(dz)});
+}
+
 double roof_op(int64_t kind, int64_t n) { return roof(kind, n); }
 
 }  // namespace bestiary
@@ -91,6 +103,7 @@ double roof_op(int64_t kind, int64_t n) { return roof(kind, n); }
   "Tensor? order, bool softplus, float low, float high, bool reverse, "
 #define BK_CONV_INPUTS \
   "Tensor x, Tensor weight, Tensor? bias, Tensor? initial, Tensor? seq, Tensor? order, bool silu, bool reverse, "
+#define BK_NORM_INPUTS "Tensor x, Tensor weight, Tensor? z, float eps, int size, bool norm_first, "
 
 BK_LIBRARY(BESTIARY_NAMESPACE, m) {
   m.def("scan_forward(" BK_SCAN_INPUTS "Tensor(a!) out, Tensor(b!) last, Tensor(c!)? saved) -> ()");
@@ -111,6 +124,9 @@ BK_LIBRARY(BESTIARY_NAMESPACE, m) {
   m.def(
       "conv_update(Tensor x, Tensor(a!) state, Tensor weight, Tensor? bias, bool silu, Tensor? lengths, "
       "Tensor? slots, Tensor(b!) out) -> ()");
+  m.def("gated_norm_forward(" BK_NORM_INPUTS "Tensor(a!) out) -> ()");
+  m.def("gated_norm_backward(" BK_NORM_INPUTS
+        "Tensor dout, Tensor(a!)? dx, Tensor(b!)? dweight, Tensor(c!)? dz) -> ()");
   m.def("roof(int kind, int n) -> float");
 }
 
@@ -123,6 +139,8 @@ BK_IMPL(BESTIARY_NAMESPACE, CPU, m) {
   m.impl("ssd_backward", TORCH_BOX(&bestiary::ssd_backward_op));
   m.impl("state_update", TORCH_BOX(&bestiary::state_update_op));
   m.impl("conv_update", TORCH_BOX(&bestiary::conv_update_op));
+  m.impl("gated_norm_forward", TORCH_BOX(&bestiary::gated_norm_forward_op));
+  m.impl("gated_norm_backward", TORCH_BOX(&bestiary::gated_norm_backward_op));
 }
 
 // no tensor among its arguments, so no device to dispatch on

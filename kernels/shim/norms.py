@@ -184,7 +184,7 @@ def gated_norm_fn(
         (…, D) in the dtype of x.
     """
     if is_rms_norm and bias is None:
-        from bestiary.kernels.ssd.split_conv1d import rms_norm_gated
+        from bestiary.kernels.gated_norm import rms_norm_gated
 
         return rms_norm_gated(x, weight, z, eps=eps, group_size=group_size, norm_before_gate=norm_before_gate)
     work = torch.promote_types(x.dtype, torch.float32)

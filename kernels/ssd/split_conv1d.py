@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from bestiary.kernels.causal_conv1d import causal_conv1d_fn
+from bestiary.kernels.gated_norm import rms_norm_gated
 from bestiary.kernels.ssd import mamba_chunk_scan_combined
 
 
@@ -146,63 +147,10 @@ def mamba_split_conv1d_scan_combined(
     )
     out = y.flatten(2)
     if rmsnorm_weight is not None:
-        out = rms_norm_gated(
-            out, rmsnorm_weight, z, eps=rmsnorm_eps, group_size=dim // ngroups, norm_before_gate=norm_before_gate
-        )
+        out = rms_norm_gated(out, rmsnorm_weight, z, rmsnorm_eps, dim // ngroups, norm_before_gate, backend=backend)
     if mlp:
         value, factor = gated.to(torch.promote_types(gated.dtype, torch.float32)).chunk(2, dim=-1)
         out = torch.cat([(F.silu(value) * factor).to(out.dtype), out], dim=-1)
     if outproj_weight is not None:
         out = F.linear(out, outproj_weight, outproj_bias)
     return (out, states) if return_final_states else out
-
-
-def rms_norm_gated(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    z: torch.Tensor | None = None,
-    eps: float = 1e-6,
-    group_size: int | None = None,
-    norm_before_gate: bool = True,
-) -> torch.Tensor:
-    """Root mean square norm over groups of channels, with a gate before or after it.
-
-    ``norm(x) * weight * silu(z)`` if the norm is before the gate, else ``norm(x * silu(z)) * weight``. All in
-    float32 (float64 for float64 inputs), rounded once at the end.
-
-    Source: the official code of mamba-ssm (layernorm_gated).
-
-    Args:
-        x: (..., F).
-        weight: (F,).
-        z: (..., F) gate; without it the norm alone.
-        eps: added to the mean square.
-        group_size: channels that share a mean square, all F by default.
-        norm_before_gate: which comes first.
-
-    Returns:
-        (..., F) in the dtype of ``x``.
-
-    Raises:
-        ValueError: if shapes do not fit.
-    """
-    channels = x.shape[-1]
-    size = group_size or channels
-    if channels % size:
-        raise ValueError(f"rms_norm_gated: group_size = {size} must be a divisor of the {channels} channels")
-    if tuple(weight.shape) != (channels,):
-        raise ValueError(f"rms_norm_gated: weight must be ({channels},), got {tuple(weight.shape)}")
-    if z is not None and z.shape != x.shape:
-        raise ValueError(f"rms_norm_gated: z must be as x, {tuple(x.shape)}, got {tuple(z.shape)}")
-    with torch.autocast(x.device.type, enabled=False):
-        work = torch.promote_types(x.dtype, torch.float32)
-        y = x.to(work)
-        gate = None if z is None else F.silu(z.to(work))
-        if gate is not None and not norm_before_gate:
-            y = y * gate
-        groups = y.unflatten(-1, (channels // size, size))
-        y = (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + eps)).flatten(-2)
-        y = y * weight.to(work)
-        if gate is not None and norm_before_gate:
-            y = y * gate
-        return y.to(x.dtype)

@@ -68,26 +68,27 @@ def selective_state_update(
     name = "selective_state_update"
     if state.ndim not in (3, 4):
         raise ValueError(f"{name} needs state (B, D, N) or (B, H, P, N), got {tuple(state.shape)}")
-    heads, N = tuple(state.shape[1:-1]), state.shape[-1]
-    if tuple(x.shape[1:]) != heads:
-        raise ValueError(f"{name}: x must be (B, {', '.join(map(str, heads))}), got {tuple(x.shape)}")
-    batch = x.shape[0]
+    rows, heads, N = x.shape, state.shape[1:-1], state.shape[-1]
+    if rows[1:] != heads:
+        raise ValueError(f"{name}: x must be (B, {', '.join(map(str, heads))}), got {tuple(rows)}")
+    batch = rows[0]
     H = heads[0] if len(heads) == 2 else 1
     for label, value, shape in (
-        ("dt", dt, (batch, *heads)),
+        ("dt", dt, rows),
         ("A", A, (*heads, N)),
         ("D", D, heads),
-        ("z", z, (batch, *heads)),
+        ("z", z, rows),
         ("dt_bias", dt_bias, heads),
     ):
-        if value is not None and tuple(value.shape) != shape:
-            raise ValueError(f"{name}: {label} must be {shape}, got {tuple(value.shape)}")
+        if value is not None and value.shape != shape:
+            raise ValueError(f"{name}: {label} must be {tuple(shape)}, got {tuple(value.shape)}")
     for label, value in (("B", B), ("C", C)):
-        grouped = value.ndim == 3 and value.shape[1] > 0 and H % value.shape[1] == 0
-        if tuple(value.shape) != (batch, N) and not (grouped and value.shape[::2] == (batch, N)):
+        shape = value.shape
+        grouped = len(shape) == 3 and shape[::2] == (batch, N) and shape[1] > 0 and H % shape[1] == 0
+        if not grouped and shape != (batch, N):
             raise ValueError(
                 f"{name}: {label} must be (B, N) = ({batch}, {N}) or (B, G, N) with G a divisor of {H}, "
-                f"got {tuple(value.shape)}"
+                f"got {tuple(shape)}"
             )
     check_rows(name, "state", state, "state_batch_indices", state_batch_indices, batch)
     tensors = (state, x, dt, A, B, C, D, z, dt_bias)

@@ -42,13 +42,13 @@ def selective_state_update_cpu(
 
 
 def _run(state, x, dt, A, B, C, D, z, bias, softplus, slots, out_dtype):
-    out = x.new_empty(x.shape, dtype=out_dtype)
+    out = torch.empty_like(x, dtype=out_dtype, memory_format=torch.contiguous_format)
     native.ops().state_update(state, x, dt, A, B, C, D, z, bias, softplus, slots, out)
     return out
 
 
 def _fake(state, x, dt, A, B, C, D, z, bias, softplus, slots, out_dtype):
-    return x.new_empty(x.shape, dtype=out_dtype)
+    return torch.empty_like(x, dtype=out_dtype, memory_format=torch.contiguous_format)
 
 
 _update = define(

@@ -16,9 +16,9 @@ from bestiary.kernels import (
     causal_conv1d_fn,
     causal_conv1d_update,
     mamba_chunk_scan_combined,
+    rms_norm_gated,
     selective_state_update,
 )
-from bestiary.kernels.ssd.split_conv1d import rms_norm_gated
 from bestiary.shared.language.hybrid.cache import HybridCache, MambaState, round_stochastically, state_noise
 from bestiary.shared.language.hybrid.config import HybridConfig
 from bestiary.shared.language.hybrid.layout import Layout

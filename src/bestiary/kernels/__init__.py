@@ -9,6 +9,7 @@ Functions:
     mamba_chunk_scan_combined, mamba_chunk_scan_ref, mamba_split_conv1d_scan_combined, ssd_minimal_discrete: the
         state space dual of Mamba-2.
     causal_conv1d_fn, causal_conv1d_ref: the short causal depthwise convolution before a scan.
+    rms_norm_gated, rms_norm_gated_ref: the norm with a gate after a scan of Mamba-2.
     selective_state_update, causal_conv1d_update, causal_conv1d_varlen_states: single steps, for decoding.
     cross_scan_fn, cross_merge_fn, cross_orders: images and volumes walked in several directions.
     argsort_order, invert_order, gather_tokens, check_order: scan orders and what is done with them.
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from bestiary.kernels.causal_conv1d.update import causal_conv1d_update, causal_conv1d_varlen_states
     from bestiary.kernels.causal_conv1d.update_reference import causal_conv1d_update_ref
     from bestiary.kernels.cross_scan import cross_merge_fn, cross_orders, cross_scan_fn
+    from bestiary.kernels.gated_norm import rms_norm_gated
+    from bestiary.kernels.gated_norm.reference import rms_norm_gated_ref
     from bestiary.kernels.mamba_inner import bimamba_inner_fn, mamba_inner_fn, mamba_inner_fn_no_out_proj
     from bestiary.kernels.scan_order import argsort_order, check_order, gather_tokens, invert_order
     from bestiary.kernels.selective_scan import selective_scan_fn
@@ -56,6 +59,8 @@ _HOME = {
     "mamba_inner_fn": "mamba_inner",
     "mamba_inner_fn_no_out_proj": "mamba_inner",
     "mamba_split_conv1d_scan_combined": "ssd.split_conv1d",
+    "rms_norm_gated": "gated_norm",
+    "rms_norm_gated_ref": "gated_norm.reference",
     "selective_scan_fn": "selective_scan",
     "selective_scan_ref": "selective_scan.reference",
     "selective_state_update": "state_update",
@@ -84,6 +89,8 @@ __all__ = [
     "mamba_inner_fn",
     "mamba_inner_fn_no_out_proj",
     "mamba_split_conv1d_scan_combined",
+    "rms_norm_gated",
+    "rms_norm_gated_ref",
     "selective_scan_fn",
     "selective_scan_ref",
     "selective_state_update",

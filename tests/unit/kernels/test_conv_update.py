@@ -149,6 +149,113 @@ def test_any_strides(backend):
     close(no_bias, want[..., 0] - p["bias"].double())
 
 
+def laid_out(shape, layout, dtype=torch.float32):
+    """Zeros (B, D, n), each channel's inputs side by side, or the channels."""
+    B, D, n = shape
+    return torch.zeros(shape, dtype=dtype) if layout == "inputs" else torch.zeros(B, n, D, dtype=dtype).transpose(1, 2)
+
+
+LAYOUTS = pytest.mark.parametrize("layout", ["inputs", "channels"])
+
+
+@LAYOUTS
+@pytest.mark.parametrize("D", [8, 16, 19, 70, 133])
+@pytest.mark.parametrize("W, room", [(1, 0), (2, 0), (3, 0), (4, 0), (4, 2), (5, 0)])
+def test_any_number_of_channels(backend, layout, D, W, room):
+    """What is taken several channels at once, and what is left over; more rows than are taken at once."""
+    p = inputs(L=5, W=W, D=D, B=18)
+    want = whole(p, "silu")
+    packed = torch.randn(18, 5, D + 30)
+    packed[..., 7 : 7 + D] = p["x"].transpose(1, 2)
+    state = laid_out((18, D, W - 1 + room), layout)
+    for t in range(5):
+        x = packed[:, t, 7 : 7 + D]
+        close(causal_conv1d_update(x, state, p["weight"], p["bias"], "silu", backend=backend), want[..., t])
+        assert torch.equal(state, F.pad(p["x"], (W - 1 + room, 0))[..., t + 1 : t + 1 + W - 1 + room])
+
+
+@LAYOUTS
+@pytest.mark.parametrize("sizes", [[2, 3], [5, 1], [1, 70, 2]])
+@pytest.mark.parametrize("room", [3, 5, 70])
+@pytest.mark.parametrize("x_layout", ["inputs", "channels"])
+def test_several_inputs_of_many_channels(backend, layout, sizes, room, x_layout):
+    p = inputs(L=sum(sizes), D=19)
+    want, state = whole(p, "silu"), laid_out((3, 19, room), layout)
+    x = laid_out(p["x"].shape, x_layout).copy_(p["x"])
+    for new, truth in zip(x.split(sizes, 2), want.split(sizes, 2), strict=True):
+        close(causal_conv1d_update(new, state, p["weight"], p["bias"], "silu", backend=backend), truth)
+    assert torch.equal(state, F.pad(p["x"], (room, 0))[..., -room:])
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_slots_of_many_channels(backend, layout, dtype):
+    p = inputs(D=19, dtype=dtype)
+    pool = laid_out((5, 19, 3), layout, dtype).copy_(torch.randn(5, 19, 3))
+    before, slots = pool.clone(), torch.tensor([4, -1, 0])
+    dense = before[slots.clamp(min=0)].contiguous()
+    x = p["x"][..., 0]
+    want = causal_conv1d_update(x, dense, p["weight"], p["bias"], "silu", backend="reference")
+    out = causal_conv1d_update(x, pool, p["weight"], p["bias"], "silu", None, slots, backend=backend)
+    close(out[[0, 2]], want[[0, 2]], 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps)
+    assert not out[1].any()
+    assert torch.equal(pool[[4, 0]], dense[[0, 2]])
+    assert torch.equal(pool[1:4], before[1:4])
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("state_dtype", [torch.float32, None])
+def test_half_precision_of_many_channels(backend, layout, dtype, state_dtype):
+    p = inputs(D=27, dtype=dtype)
+    state = laid_out((3, 27, 3), layout, state_dtype or dtype)
+    want = whole(p, "silu")
+    for t in range(12):
+        out = causal_conv1d_update(p["x"][..., t], state, p["weight"], p["bias"], "silu", backend=backend)
+        assert out.dtype == dtype
+        assert ((out.double() - want[..., t]).abs() <= torch.finfo(dtype).eps * want[..., t].abs() + 1e-6).all()
+    assert torch.equal(state.to(dtype), p["x"][..., 9:])
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_nan_stays_in_its_channel(backend, layout, dtype):
+    p = inputs(D=19, dtype=dtype)
+    state = laid_out((3, 19, 3), layout, dtype)
+    p["x"][1, 5, 2], p["x"][2, 18, 2] = torch.nan, torch.nan
+    for t in range(12):
+        out = causal_conv1d_update(p["x"][..., t], state, p["weight"], p["bias"], "silu", backend=backend)
+        bad = torch.zeros(3, 19, dtype=torch.bool)
+        bad[1, 5] = bad[2, 18] = 2 <= t < 6
+        assert torch.equal(out.isnan(), bad)
+
+
+@pytest.mark.parametrize("value", [-1e4, -100.0, -88.5, 88.5, 1e4])
+def test_silu_of_any_size(backend, value):
+    out = causal_conv1d_update(torch.full((1, 9), value), torch.zeros(1, 9, 3), torch.ones(9, 4), None, "silu",
+                               backend=backend)  # fmt: skip
+    torch.testing.assert_close(out, torch.full((1, 9), max(value, 0.0)), rtol=1e-6, atol=1e-35)
+
+
+@LAYOUTS
+def test_the_number_of_threads_changes_no_bit(backend, layout):
+    p = inputs(L=2, D=1024, B=64)
+
+    def run():
+        state = laid_out((64, 1024, 3), layout)
+        outs = [causal_conv1d_update(p["x"][..., t], state, p["weight"], p["bias"], "silu", backend=backend)
+                for t in range(2)]  # fmt: skip
+        return [*outs, state]
+
+    one = run()
+    torch.set_num_threads(2)
+    try:
+        two = run()
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
 def test_empty_batch(backend):
     out = causal_conv1d_update(torch.zeros(0, 5), torch.zeros(0, 5, 3), torch.zeros(5, 4), backend=backend)
     assert out.shape == (0, 5)

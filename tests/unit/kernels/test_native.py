@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bestiary.kernels import causal_conv1d_fn, selective_scan_fn
+from bestiary.kernels import causal_conv1d_fn, causal_conv1d_update, rms_norm_gated, selective_scan_fn
 from bestiary.kernels.backends import native
 
 needs_cpp = pytest.mark.skipif(native.why_absent() is not None, reason="no C++ kernels here")
@@ -259,8 +259,8 @@ def test_the_command_builds_ahead(monkeypatch, tmp_path, capsys):
 # --- what the library computes -----------------------------------------------------------------------------------
 
 
-def both_ops(channels: int = 37, length: int = 131, batch: int = 2) -> list[torch.Tensor]:
-    """Outputs and all gradients of the scan and of the convolution."""
+def several_ops(channels: int = 37, length: int = 131, batch: int = 2) -> list[torch.Tensor]:
+    """Outputs and all gradients of the scan, of the convolution and of the norm; a step of the convolution."""
     g = torch.Generator().manual_seed(0)
 
     def rand(*shape: int) -> torch.Tensor:
@@ -274,6 +274,9 @@ def both_ops(channels: int = 37, length: int = 131, batch: int = 2) -> list[torc
     out, last = selective_scan_fn(x, delta, A, B, C, D, z, bias, True, True, backend="cpu")
     conv = causal_conv1d_fn(x, weight, bias, activation="silu", backend="cpu")
     inputs = (x, delta, A, B, C, D, z, bias)
+    norm = rms_norm_gated(x.transpose(1, 2), D, z.transpose(1, 2), 1e-3, backend="cpu")
+    state = delta.detach()[..., :3].contiguous()
+    step = causal_conv1d_update(x.detach()[..., 0], state, weight.detach(), None, "silu", backend="cpu")
     scan_grads = torch.autograd.grad(out.square().sum() + last.sum(), inputs)
     return [
         out.detach(),
@@ -281,6 +284,10 @@ def both_ops(channels: int = 37, length: int = 131, batch: int = 2) -> list[torc
         *scan_grads,
         conv.detach(),
         *torch.autograd.grad(conv.square().sum(), (x, weight, bias)),
+        norm.detach(),
+        *torch.autograd.grad(norm.square().sum(), (x, D, z)),
+        step,
+        state,
     ]
 
 
@@ -288,21 +295,21 @@ def both_ops(channels: int = 37, length: int = 131, batch: int = 2) -> list[torc
 @pytest.mark.parametrize("name", [n for n in native.isas() if n != native.isas()[0]])
 def test_instruction_sets_agree(name, monkeypatch):
     monkeypatch.delenv("BESTIARY_ISA", raising=False)
-    best = both_ops()
+    best = several_ops()
     monkeypatch.setenv("BESTIARY_ISA", name)
     assert native.isa() == name
     assert native.lanes() == native._LANES[name]
-    for found, want in zip(both_ops(), best, strict=True):
+    for found, want in zip(several_ops(), best, strict=True):
         assert (found - want).abs().max() <= 1e-6 * want.abs().max()
 
 
 @needs_cpp
 @pytest.mark.parametrize("channels, length, batch", [(8, 4096, 1), (3, 4096, 1), (70, 301, 3)])
 def test_the_number_of_threads_changes_no_bit(channels, length, batch):
-    one = both_ops(channels, length, batch)
+    one = several_ops(channels, length, batch)
     torch.set_num_threads(2)
     try:
-        two = both_ops(channels, length, batch)
+        two = several_ops(channels, length, batch)
     finally:
         torch.set_num_threads(1)
     for found, want in zip(two, one, strict=True):
@@ -314,7 +321,7 @@ def test_the_number_of_threads_changes_no_bit(channels, length, batch):
 def test_flush_to_zero_does_not_leak(threads):
     torch.set_num_threads(threads)
     try:
-        both_ops(8, 200)
+        several_ops(8, 200)
         tiny = torch.full((100_000,), 1e-40)  # long enough for every thread to take a part
         # bits, because a comparison under the setting takes both for zero
         assert torch.equal((tiny * 1).view(torch.int32), tiny.view(torch.int32))

@@ -17,6 +17,7 @@ from bestiary.kernels import (
     causal_conv1d_fn,
     causal_conv1d_update,
     mamba_chunk_scan_combined,
+    rms_norm_gated,
     selective_scan_fn,
     selective_state_update,
 )
@@ -86,6 +87,13 @@ def ssd_case(L: int = 70, G: int = 2, **options):
     return Case(run, inputs)
 
 
+def norm_case(**options):
+    def run(x, weight, z, backend="cpu"):
+        return (rms_norm_gated(x, weight, z, group_size=8, backend=backend, **options),)
+
+    return Case(run, (rand(2, 5, 24), rand(24), rand(2, 5, 24, seed=1)))
+
+
 CASES = {
     "scan": scan_case(),
     "scan, groups": scan_case(maps=(2, 3, 4, 70)),
@@ -97,12 +105,15 @@ CASES = {
     "conv, order": conv_case(scan_order=order(2, 70, 2), reverse=True),
     "ssd": ssd_case(),
     "ssd, order": ssd_case(G=1, scan_order=order(2, 70)),
+    "norm": norm_case(),
+    "norm, gate first": norm_case(norm_before_gate=False),
 }
 
 
 def available(name: str) -> bool:
     """Whether the C++ of a case's op is in this tree."""
-    op = {"scan": "selective_scan", "conv": "causal_conv1d", "ssd": "ssd"}[name.split(",")[0]]
+    ops = {"scan": "selective_scan", "conv": "causal_conv1d", "ssd": "ssd", "norm": "gated_norm"}
+    op = ops[name.split(",")[0]]
     try:
         import_module(_IMPLEMENTATIONS[op]["cpu"].split(":")[0])
     except ImportError:
@@ -111,7 +122,8 @@ def available(name: str) -> bool:
 
 
 NAMES = [name for name in CASES if available(name)]
-FEW = [name for name in NAMES if "," not in name or name == "scan, order"]
+FEW = [name for name in NAMES if "," not in name or name in ("scan, order", "norm, gate first")]
+SCANS = [name for name in FEW if name.startswith(("scan", "ssd"))]
 
 
 def total(outputs: Any) -> torch.Tensor:
@@ -287,7 +299,7 @@ def test_without_gradients_nothing_is_saved(name, mode):
     assert not any(t.requires_grad for t in out)
 
 
-@pytest.mark.parametrize("name", [name for name in FEW if not name.startswith("conv")])
+@pytest.mark.parametrize("name", SCANS)
 def test_the_op_gives_no_states_to_save_without_gradients(name, monkeypatch):
     module = import_module(f"bestiary.kernels.{'ssd' if name.startswith('ssd') else 'selective_scan'}.cpu")
     saved, original = [], module._scan
@@ -316,7 +328,7 @@ def test_the_op_gives_no_states_to_save_without_gradients(name, monkeypatch):
 def test_autocast_leaves_the_ops_alone(name, dtype):
     """The inputs' dtype counts, and with the same inputs the result has the same bits, gradients too."""
     case = CASES[name]
-    parameters = {2, 5, 7} if "conv" not in name else set()  # A, D, bias stay float32, as in mixed training
+    parameters = {2, 5, 7} if name in SCANS else {1} if "norm" in name else set()  # stay float32, as in mixed training
     inputs = [
         (t.detach() if i in parameters else t.detach().to(dtype)).requires_grad_() for i, t in enumerate(case.inputs)
     ]
@@ -326,7 +338,7 @@ def test_autocast_leaves_the_ops_alone(name, dtype):
         cast = case.run(*inputs)
         found = torch.autograd.grad(total(cast), inputs)
     assert cast[0].dtype == dtype
-    assert cast[1].dtype == (torch.float32 if "conv" not in name else dtype)
+    assert all(last.dtype == (torch.float32 if name in SCANS else dtype) for last in cast[1:])
     for a, b in itertools.chain(zip(cast, plain, strict=True), zip(found, grads, strict=True)):
         assert a.dtype == b.dtype
         assert torch.equal(a, b)

@@ -119,7 +119,21 @@ if find_spec("bestiary.kernels.causal_conv1d.update_cpu"):
             k.causal_conv1d_update(x, state, weight, bias, "silu", conv_state_indices=slots, backend="cpu")
             seen = torch.tensor([0, 1, 17]).int()
             k.causal_conv1d_update(x[..., 0], state[:3], weight, None, None, seen, backend="cpu")
-            ran["conv_update"] = ran.get("conv_update", 0) + 2
+            for dtype in dtypes:  # channels contiguous, and each channel's inputs; nothing stands after the last
+                for last in (False, True):
+                    own, new = rand(3, D, W - 1 + room, dtype=dtype, last=last), rand(3, D, S, last=True)
+                    k.causal_conv1d_update(new.to(dtype), own, weight, bias, "silu", backend="cpu")
+                    ran["conv_update"] = ran.get("conv_update", 0) + 1
+            ran["conv_update"] += 2
+
+if find_spec("bestiary.kernels.gated_norm.cpu"):
+    for channels, size in ((1, 1), (7, 7), (15, 5), (16, 4), (33, 11), (130, 65), (256, 64)):
+        for dtype, rows, gated, before in itertools.product(dtypes, (1, 70), (False, True), (False, True)):
+            number += 1
+            x, weight = rand(2, rows, channels, dtype=dtype, odd=number % 3 == 0), rand(channels)
+            z = rand(2, rows, channels, dtype=dtypes[number % 3], last=number % 2 == 0) if gated else None
+            out = k.rms_norm_gated(x, weight, z, 1e-5, size, before, backend="cpu")
+            backward("gated_norm", out, x, weight, z)
 print("ran", ran)
 """
 
