@@ -38,6 +38,10 @@ _IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "reference": "bestiary.kernels.gated_norm.reference:rms_norm_gated_ref",
         "cpu": "bestiary.kernels.gated_norm.cpu:rms_norm_gated_cpu",
     },
+    "mamba2_decode": {
+        "reference": "bestiary.kernels.mamba2_decode.reference:mamba2_step_ref",
+        "cpu": "bestiary.kernels.mamba2_decode.cpu:mamba2_step_cpu",
+    },
     "scan_order": {"reference": "bestiary.kernels.scan_order.reference:gather_tokens_ref"},
     "selective_scan": {
         "reference": "bestiary.kernels.selective_scan.reference:selective_scan_ref",

@@ -2,6 +2,7 @@
 //
 // Every op writes into tensors that its caller has made; shapes and dtypes are checked in Python (kernels/*/cpu.py).
 #include "conv.h"
+#include "mamba2_decode.h"
 #include "norm.h"
 #include "roof.h"
 #include "scan.h"
@@ -79,13 +80,22 @@ void conv_update_op(const Tensor& x, const Tensor& state, const Tensor& weight, 
 
 void gated_norm_forward_op(const Tensor& x, const Tensor& weight, const MaybeTensor& z, double eps, int64_t size,
                            bool norm_first, const Tensor& out) {
-  gated_norm_forward(GatedNorm(x, weight, z, eps, size, norm_first), Array(out));
+  gated_norm_forward(GatedNorm(Array(x), Array(weight), Array(z), x.dim() - 1, eps, size, norm_first), Array(out));
 }
 
 void gated_norm_backward_op(const Tensor& x, const Tensor& weight, const MaybeTensor& z, double eps, int64_t size,
                             bool norm_first, const Tensor& dout, const MaybeTensor& dx, const MaybeTensor& dweight,
                             const MaybeTensor& dz) {
-  gated_norm_backward(GatedNorm(x, weight, z, eps, size, norm_first), {Array(dout), Array(dx), Array(dweight), Array(dz)});
+  gated_norm_backward(GatedNorm(Array(x), Array(weight), Array(z), x.dim() - 1, eps, size, norm_first),
+                      {Array(dout), Array(dx), Array(dweight), Array(dz)});
+}
+
+void mamba2_step_op(const Tensor& zxbcdt, const Tensor& conv_state, const Tensor& ssm_state, const Tensor& conv_weight,
+                    const MaybeTensor& conv_bias, const Tensor& dt_bias, const Tensor& A, const Tensor& D,
+                    const Tensor& norm_weight, const MaybeTensor& rows, int64_t groups, double eps, double low, double high,
+                    const Tensor& out) {
+  mamba2_step({Array(zxbcdt), Array(conv_state), Array(ssm_state), Array(conv_weight), Array(conv_bias), Array(dt_bias),
+               Array(A), Array(D), Array(norm_weight), Array(out), Ints(rows), groups, (float)eps, (float)low, (float)high});
 }
 
 double roof_op(int64_t kind, int64_t n) { return roof(kind, n); }
@@ -127,6 +137,10 @@ BK_LIBRARY(BESTIARY_NAMESPACE, m) {
   m.def("gated_norm_forward(" BK_NORM_INPUTS "Tensor(a!) out) -> ()");
   m.def("gated_norm_backward(" BK_NORM_INPUTS
         "Tensor dout, Tensor(a!)? dx, Tensor(b!)? dweight, Tensor(c!)? dz) -> ()");
+  m.def(
+      "mamba2_step(Tensor zxbcdt, Tensor(a!) conv_state, Tensor(b!) ssm_state, Tensor conv_weight, Tensor? conv_bias, "
+      "Tensor dt_bias, Tensor A, Tensor D, Tensor norm_weight, Tensor? rows, int groups, float eps, float low, "
+      "float high, Tensor(c!) out) -> ()");
   m.def("roof(int kind, int n) -> float");
 }
 
@@ -141,6 +155,7 @@ BK_IMPL(BESTIARY_NAMESPACE, CPU, m) {
   m.impl("conv_update", TORCH_BOX(&bestiary::conv_update_op));
   m.impl("gated_norm_forward", TORCH_BOX(&bestiary::gated_norm_forward_op));
   m.impl("gated_norm_backward", TORCH_BOX(&bestiary::gated_norm_backward_op));
+  m.impl("mamba2_step", TORCH_BOX(&bestiary::mamba2_step_op));
 }
 
 // no tensor among its arguments, so no device to dispatch on

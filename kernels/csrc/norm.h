@@ -11,9 +11,9 @@ struct GatedNorm {
   float eps;
   bool norm_first;
 
-  GatedNorm(const Tensor& x_, const Tensor& weight_, const MaybeTensor& z_, double eps_, int64_t size_, bool norm_first_)
-      : x(x_), weight(weight_), z(z_), dims(x_.dim() - 1), channels(x_.size(x_.dim() - 1)), size(size_),
-        eps((float)eps_), norm_first(norm_first_) {
+  GatedNorm(const Array& x_, const Array& weight_, const Array& z_, int64_t dims_, double eps_, int64_t size_, bool norm_first_)
+      : x(x_), weight(weight_), z(z_), dims(dims_), channels(x_.size[dims_]), size(size_), eps((float)eps_),
+        norm_first(norm_first_) {
     for (int64_t i = 0; i < dims; ++i) rows *= x.size[i];
   }
 

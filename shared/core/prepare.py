@@ -25,8 +25,8 @@ def lora(
 
     Names to match, of a Llama-like model: ``*.q_proj``, ``*.v_proj`` …; of a hybrid stack: ``*.mixer.in_proj``,
     ``*.mixer.out_proj``, ``*.mixer.q_proj``, ``*.mixer.up_proj`` …, and of all experts of a layer
-    ``*.experts.up_proj`` and ``*.experts.down_proj``, where each expert has a low-rank update of its own, which is
-    written out in full for each forward pass.
+    ``*.experts.up_proj`` and ``*.experts.down_proj`` (which ``*.up_proj`` and ``*.down_proj`` match too), where each
+    expert has a low-rank update of its own, which is written out in full for each forward pass.
 
     Args:
         model: any model.
@@ -45,12 +45,17 @@ def lora(
     """
     peft = require("peft", "zoo")
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and matches(n, targets)]
+    shared = shared_weights(model)
+    if tied := [n for n in names if f"{n}.weight" in shared]:
+        raise ConfigError(f"lora: {tied[0]} shares its weight with another layer, which a merge would change too")
     stacked = [n for n, p in model.named_parameters() if p.ndim == 3 and "conv" not in n and matches(n, targets)]
     if stacked and dropout:
         raise ConfigError(f"lora: adapters on experts ({stacked[0]}, …) have no dropout")
     if not names and not stacked:
         linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-        raise ConfigError(f"lora: no linear layer matches {list(targets)}; there are, for example, {linear[:6]}")
+        raise ConfigError(
+            f"lora: no linear layer and no expert matches {list(targets)}; there are, for example, {linear[:6]}"
+        )
     config = peft.LoraConfig(
         r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, target_parameters=stacked or None
     )
@@ -73,6 +78,14 @@ def merge_lora(model: nn.Module) -> nn.Module:
         parent = model.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], layer.base_layer)
     return model
+
+
+def shared_weights(model: nn.Module) -> set[str]:
+    """Names of parameters that stand in more than one place."""
+    places: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(name)
+    return {name for names in places.values() if len(names) > 1 for name in names}
 
 
 def freeze(model: nn.Module, parameters: Sequence[str]) -> nn.Module:

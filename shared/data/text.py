@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import sysconfig
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -154,10 +155,13 @@ class TextFolder:
         revision = hashlib.sha256()
         for path in self._paths():
             total += 1
-            inside = path.relative_to(root).as_posix()
+            # A name that is not UTF-8 is named by its escapes.
+            inside = (
+                path.relative_to(root).as_posix().encode(errors="surrogateescape").decode(errors="backslashreplace")
+            )
             try:
                 pieces = self._pieces(path)
-            except (OSError, EOFError, ValueError) as error:
+            except (OSError, EOFError, ValueError, zlib.error) as error:
                 self.skipped[inside] = str(error).splitlines()[0]
                 continue
             for part, piece in enumerate(pieces):

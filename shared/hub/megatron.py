@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from bestiary.shared.core.errors import ConfigError
 from bestiary.shared.language.hybrid.config import HybridConfig
 
 _MAMBA = ("in_proj.weight", "conv1d.weight", "conv1d.bias", "dt_bias", "A_log", "D", "norm.weight", "out_proj.weight")
@@ -26,7 +27,12 @@ def megatron_names(config: HybridConfig) -> dict[str, tuple[str, ...]]:
 
     Returns:
         Megatron's name to the names on disk.
+
+    Raises:
+        ConfigError: for a model with biases that no Nemotron has.
     """
+    if config.use_bias or config.attention_bias or config.mlp_bias:
+        raise ConfigError("there are no names for biases of projections: no Nemotron model has them")
     names: dict[str, tuple[str, ...]] = {
         "embedding.word_embeddings.weight": ("backbone.embeddings.weight",),
         "decoder.final_norm.weight": ("backbone.norm_f.weight",),

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,19 +25,6 @@ _STACKED = re.compile(r"(.*mixer\.experts)\.(up_proj|down_proj)(?:\.weight)?")
 _MTP = re.compile(r"mtp\.layers\.(\d+)\.(.*)")
 _OF_MODULE = ("eh_proj.", "enorm.", "hnorm.", "final_layernorm.")
 """Tensors of an MTP module itself, which stand under its first or last layer on disk."""
-
-
-def load_pretrained(path: str | Path, **options: Any) -> HybridLM:
-    """A model with the weights of a checkpoint folder.
-
-    Args:
-        path: the folder.
-        options: further arguments of :class:`~bestiary.shared.language.hybrid.model.HybridLM`.
-
-    Raises:
-        MissingDataError, BadDataError: for a folder that is none, or does not fit what its config says.
-    """
-    return HybridLM(path=str(path), **options)
 
 
 def our_name(key: str, config: HybridConfig) -> tuple[str, int | None]:
@@ -109,6 +96,8 @@ def load_weights(model: HybridLM, path: str | Path) -> None:
     missing = [name for name, count in left.items() if count > 0]
     for what, names in (("lacks", missing), ("has what config.json does not ask for:", strange)):
         if names:
+            if what == "lacks" and all(name.startswith("mtp.") for name in names):
+                what = "has no MTP weights (transformers drops them): set num_nextn_predict_layers to 0. It lacks"
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
             raise BadDataError(f"{folder} {what} {', '.join(names[:4])}{more}")
 
@@ -132,7 +121,10 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadDataError(f"{index} is no index of weights: {error!r}") from error
     else:
         files = ["model.safetensors"]
     for name in files:
@@ -156,7 +148,7 @@ def save_pretrained(
 
     Args:
         model: without adapters.
-        folder: made if it is not there; a file of the same name is replaced.
+        folder: made if it is not there; a checkpoint in it is replaced, once the new one is written.
         dtype: of the weights, their own by default; routers and selection biases stay as they are.
         shard_bytes: a file is not longer than this, unless one tensor is.
 
@@ -164,37 +156,51 @@ def save_pretrained(
         The files written.
 
     Raises:
-        BadDataError: if the model has parameters that the format has no name for (adapters).
+        BadDataError: if the model has parameters that the format has no name for (adapters), or lacks what transformers
+            takes for granted (a shared expert).
     """
     from safetensors.torch import save_file
 
-    folder = Path(folder).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
     state = tensors_of(model)
+    if "E" in model.config.layers and not model.config.moe_shared_expert_intermediate_size:
+        raise BadDataError("transformers' nemotron_h has a shared expert in every MoE layer, and this model has none")
     odd = [name for name in state if "lora_" in name or ".base_layer." in name]
     if odd:
         raise BadDataError(f"the model has adapters ({odd[0]}, …): merge them first (prepare: merge_lora)")
+    folder = Path(folder).expanduser()
+    aside = folder / ".partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    if model.config.tie_word_embeddings:
+        # transformers 5.24 ties nothing in nemotron_h: it takes the head from the file, or makes one up.
+        state["lm_head.weight"] = model.lm_head.weight.detach().clone()
     shards = _shards(model, state, dtype, shard_bytes)
     written, weight_map, total = [], {}, 0
     for number, names in enumerate(shards, 1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {key: _stored(state[name], expert, key, dtype) for key, (name, expert) in names.items()}
-        save_file(tensors, folder / file, {"format": "pt"})
-        written.append(folder / file)
+        save_file(tensors, aside / file, {"format": "pt"})
+        written.append(file)
         weight_map |= dict.fromkeys(tensors, file)
         total += sum(t.numel() * t.element_size() for t in tensors.values())
     if len(shards) > 1:
-        index = folder / "model.safetensors.index.json"
-        index.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1) + "\n")
-        written.append(index)
-    extra = {k: v for k, v in model.extra_config.items() if k != "bestiary_tokenizer"}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (aside / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+        written.append("model.safetensors.index.json")
+    extra = {k: v for k, v in model.extra_config.items() if not k.startswith("bestiary_")}
     if hasattr(model.tokenizer, "hf"):
-        model.tokenizer.hf.save_pretrained(folder)
+        model.tokenizer.hf.save_pretrained(aside)
     else:  # a tokenizer that transformers has no files for: its name, so that we find it again
         extra["bestiary_tokenizer"] = model.tokenizer_name
+        extra["bestiary_added_tokens"] = list(model.tokenizer.added_tokens)
     kind = dtype or next(iter(state.values())).dtype
-    write_config(folder, model.config, extra, str(kind).removeprefix("torch."))
-    return [*written, folder / "config.json"]
+    write_config(aside, model.config, extra, str(kind).removeprefix("torch."))
+    for old in (*folder.glob("model*.safetensors"), folder / "model.safetensors.index.json"):
+        old.unlink(missing_ok=True)
+    for file in aside.iterdir():
+        file.replace(folder / file.name)
+    aside.rmdir()
+    return [folder / name for name in (*written, "config.json")]
 
 
 def _shards(

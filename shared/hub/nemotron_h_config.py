@@ -69,6 +69,8 @@ def read_config(path: str | Path) -> tuple[HybridConfig, dict[str, Any]]:
         raw = decode_floats(json.loads(file.read_text()))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadDataError(f"{file} is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise BadDataError(f"{file} is not a JSON object")
     if raw.get("model_type") != MODEL_TYPE:
         raise BadDataError(f"{file}: model_type is {raw.get('model_type')!r}, not {MODEL_TYPE}")
     return parse_config(raw, str(file))

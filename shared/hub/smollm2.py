@@ -19,7 +19,7 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 RECORD = ".converted.json"
 
 
-def smollm2(dtype: str = "float32", overrides: dict[str, Any] | None = None) -> HFCausalLM:
+def smollm2(dtype: str = "float32", overrides: dict[str, Any] | None = None, tokenizer: str = "smollm2") -> HFCausalLM:
     """SmolLM2-135M-Instruct as a language backbone: a Llama of 134.5 M parameters, with its chat template.
 
     The weights went through four bits per number before they were shipped, so they are a little worse than the
@@ -28,11 +28,12 @@ def smollm2(dtype: str = "float32", overrides: dict[str, Any] | None = None) -> 
     Args:
         dtype: of the parameters.
         overrides: what is changed in the config.
+        tokenizer: its own; a config says so, because text data sets look there for how to cut their tokens.
 
     Raises:
         MissingDataError: if the asset was not fetched.
     """
-    return HFCausalLM("llama", path=str(converted()), dtype=dtype, overrides=overrides)
+    return HFCausalLM("llama", path=str(converted()), tokenizer=tokenizer, dtype=dtype, overrides=overrides)
 
 
 def converted() -> Path:

@@ -25,6 +25,11 @@ class ByteTokenizer:
         self.stop_ids = (self.eos_id,)
 
     @property
+    def added_tokens(self) -> list[str]:
+        """Names that :meth:`add_tokens` brought, in order."""
+        return list(self._specials)[2 + len(ROLES) :]
+
+    @property
     def vocab_size(self) -> int:
         """How many tokens there are."""
         return 256 + len(self._specials)

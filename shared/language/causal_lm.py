@@ -42,12 +42,9 @@ class CausalLM(nn.Module):
         logits, hidden, _ = self.backbone(
             self.backbone.embed(lm["input_ids"]), lm["attention_mask"], lm["position_ids"], lm["seq_idx"]
         )
-        return Output(
-            logits,
-            aux_logits=getattr(self.backbone, "aux_logits", []),
-            hidden=hidden,
-            aux_losses=getattr(self.backbone, "aux_losses", {}),
-        )
+        take_aux = getattr(self.backbone, "take_aux", None)
+        aux_logits, aux_losses = take_aux() if callable(take_aux) else ([], {})
+        return Output(logits, aux_logits=aux_logits, hidden=hidden, aux_losses=aux_losses)
 
     def wrap_policy(self) -> set[type[nn.Module]]:
         """The backbone's layers."""
@@ -96,7 +93,7 @@ def read_prompts(path: Path) -> list[str]:
     if not path.is_file():
         raise BadDataError(f"{path}: there is no such file")
     try:
-        lines = [line for line in path.read_text().splitlines() if line.strip()]
+        lines = [line for line in path.read_text().split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise BadDataError(f"{path} is not UTF-8 text: {error}") from error
     if path.suffix == ".jsonl":

@@ -7,6 +7,7 @@ a template of its own (``enable_thinking``, XML tool tags), which is not written
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -74,6 +75,10 @@ def chatml(
     return [*out, Segment("<|im_start|>assistant\n")] if add_generation_prompt else out
 
 
+SWITCH = re.compile(r"(?<!\S)(/think|/no_think)(?!\S)")
+"""What switches thoughts in Nano 2's turns: a word of its own, not a part of a path."""
+
+
 def nemotron_nano_v2(
     messages: Sequence[Message],
     add_generation_prompt: bool = False,
@@ -97,12 +102,9 @@ def nemotron_nano_v2(
     on = True
     for message in messages:
         if message["role"] in ("system", "user"):
-            text = message_text(message)
-            where = {True: text.rfind("/think"), False: text.rfind("/no_think")}
-            on = max(where, key=where.__getitem__) if max(where.values()) >= 0 else on
-    return _nemotron(
-        messages, add_generation_prompt, on if thinking is None else thinking, tools, ("/no_think", "/think")
-    )
+            for switch in SWITCH.findall(message_text(message)):
+                on = switch == "/think"
+    return _nemotron(messages, add_generation_prompt, on if thinking is None else thinking, tools, SWITCH)
 
 
 REASONING = {True: "{'reasoning': True}", False: "{'reasoning': False}"}
@@ -135,17 +137,15 @@ def nemotron_h(
             system = system.replace(switch, "")
         system = f"{REASONING[thinking]}\n{system.strip()}".strip()
     head: Message = {"role": "system", "content": [{"type": "text", "value": system}]}
-    return _nemotron([head, *turns], add_generation_prompt, REASONING[False] not in system, tools, ())
+    return _nemotron([head, *turns], add_generation_prompt, REASONING[False] not in system, tools, None)
 
 
 def _nemotron(
-    messages: Sequence[Message], prompt: bool, thinking: bool, tools: Any, switches: Sequence[str]
+    messages: Sequence[Message], prompt: bool, thinking: bool, tools: Any, switch: re.Pattern[str] | None
 ) -> list[Segment]:
     def clean(message: Message) -> str:
         text = message_text(message)
-        for switch in switches:
-            text = text.replace(switch, "")
-        return text.strip()
+        return (switch.sub("", text) if switch and message["role"] in ("system", "user") else text).strip()
 
     turns = list(messages)
     system = clean(turns.pop(0)) if turns and turns[0]["role"] == "system" else ""
@@ -159,10 +159,13 @@ def _nemotron(
         role = message["role"]
         if role == "assistant":
             text = message_text(message)
-            if prompt or number != last:
+            current = number == last and not prompt
+            if not current:
                 text = text.rsplit("</think>", 1)[-1]
+            # The answer to learn is begun as a prompt for it would be: without a thought, an empty one is given.
+            begun = "<think></think>" if current and "</think>" not in text else ""
             out += [
-                Segment("<SPECIAL_11>Assistant\n"),
+                Segment("<SPECIAL_11>Assistant\n" + begun),
                 Segment(text.strip(), own=True, control=False),
                 Segment("\n<SPECIAL_12>", own=True),
                 Segment("\n"),

@@ -84,7 +84,7 @@ def check_sampling(sampling: Sampling) -> Sampling:
     """
     for name, fits, wanted in (
         ("max_new_tokens", sampling.max_new_tokens >= 1, "1 or more"),
-        ("temperature", sampling.temperature >= 0, "0 (greedy) or more"),
+        ("temperature", sampling.temperature == 0 or sampling.temperature >= 1e-4, "0 (greedy), or 0.0001 or more"),
         ("top_k", sampling.top_k >= 0, "0 (all) or more"),
         ("top_p", 0 < sampling.top_p <= 1, "above 0, at most 1"),
         ("min_p", 0 <= sampling.min_p <= 1, "between 0 and 1"),
@@ -132,6 +132,10 @@ class Generation:
         self.backbone, self.n = backbone, n
         self.batch: LMBatch = batch  # type: ignore[assignment]
         self.sampling = check_sampling(sampling or Sampling())
+        if not self.batch["ids"]:
+            raise ConfigError("there is no prompt to complete")
+        if prefill_chunk is not None and prefill_chunk < 1:
+            raise ConfigError(f"prefill_chunk must be 1 or more, not {prefill_chunk}")
         self._embeds, self._chunk = inputs_embeds, prefill_chunk
         tokenizer = backbone.tokenizer
         self._ends = {tokenizer.eos_id, *tokenizer.stop_ids}

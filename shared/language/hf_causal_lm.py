@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from bestiary.shared.core.errors import BadDataError, ConfigError, require
 from bestiary.shared.language.key_value_cache import KeyValueCache
@@ -131,6 +132,11 @@ class HFCausalLM(nn.Module):
         if seq_idx is not None:
             if cache is not None:
                 raise ValueError("seq_idx and a cache exclude each other")
+            if not attends_fully(self.lm.config):
+                raise ConfigError(
+                    f"packed rows need full attention in every layer, and {self.lm.config.model_type} has others: "
+                    "set dataset.reset=false, or use another backbone"
+                )
             mask = packed_mask(seq_idx, attention_mask, inputs_embeds.dtype)
         out = self.lm(
             inputs_embeds=inputs_embeds,
@@ -227,6 +233,14 @@ def read_weights(path: str, config: Any, dtype: str) -> nn.Module:
     return model.train()  # as a fresh one is
 
 
+def attends_fully(config: Any) -> bool:
+    """Whether every layer attends to all earlier tokens: no window, no recurrent state that runs over a boundary."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return set(kinds) == {"full_attention"}
+    return getattr(config, "sliding_window", None) is None
+
+
 def change(config: Any, overrides: Mapping[str, Any]) -> None:
     """Set fields of a transformers config, dicts merged into what is there.
 
@@ -249,6 +263,8 @@ def packed_mask(seq_idx: torch.Tensor, attention_mask: torch.Tensor | None, dtyp
         dtype: of the mask.
     """
     length = seq_idx.shape[1]
+    # A number that comes again is another sequence.
+    seq_idx = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0)).cumsum(1)
     seen = torch.ones(length, length, dtype=torch.bool, device=seq_idx.device).tril()
     seen = seen & (seq_idx[:, :, None] == seq_idx[:, None, :])
     if attention_mask is not None:

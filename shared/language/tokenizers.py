@@ -205,6 +205,11 @@ class SentencePieceTokenizer:
         """All tokens, added ones included."""
         return self.sp.vocab_size() + len(self._specials)
 
+    @property
+    def added_tokens(self) -> list[str]:
+        """Names of the tokens above SentencePiece's own, in order."""
+        return list(self._specials)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; special tokens are never read from it, and none is added."""
         return self.sp.encode(text)

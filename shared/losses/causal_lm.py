@@ -21,13 +21,22 @@ class CausalLM:
     Args:
         micro_batch: rows a backward pass, or None for the rank's whole step.
         balance_weight: factor of the router balance of MoE layers, or None to leave it out.
-        mtp_weight: factor of the mean over the multi-token heads' losses, or None to leave them out.
+        mtp_weight: factor of the mean over the multi-token heads' losses, or None: they are neither run nor trained.
+        model: what will be trained; its multi-token heads are switched on or off, and frozen where they are off.
     """
 
     def __init__(
-        self, micro_batch: int | None = None, balance_weight: float | None = None, mtp_weight: float | None = None
+        self,
+        micro_batch: int | None = None,
+        balance_weight: float | None = None,
+        mtp_weight: float | None = None,
+        model: nn.Module | None = None,
     ):
         self.micro_batch, self.balance_weight, self.mtp_weight = micro_batch, balance_weight, mtp_weight
+        for module in model.modules() if model is not None else ():
+            look_ahead = getattr(module, "look_ahead", None)
+            if callable(look_ahead):
+                look_ahead(mtp_weight is not None)
 
     def loss(self, model: nn.Module, batch: Batch, ctx: StepContext) -> Loss:
         """Sum of cross-entropies; terms are tokens."""
@@ -64,14 +73,18 @@ def next_token_loss(
         logits: (B, T, V); half precision is widened first.
         labels: (B, T), :data:`IGNORE_INDEX` where there is no loss.
         ahead: 1 for the next token.
-        seq_idx: (B, T) of packed rows, where a token further ahead may belong to another sequence and then has no loss.
+        seq_idx: (B, T) of packed rows: what is read must be of one sequence. The token foretold may begin the next one,
+            as for the next token; whether that is learned is its label's to say.
 
     Returns:
         The sum, and how many tokens it has.
     """
     target = labels[:, ahead:]
-    if seq_idx is not None:
-        target = target.masked_fill(seq_idx[:, ahead:] != seq_idx[:, : seq_idx.shape[1] - ahead], IGNORE_INDEX)
+    if seq_idx is not None and target.shape[1]:
+        # A number that comes again is another sequence.
+        runs = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0)).cumsum(1)
+        inside = runs[:, ahead - 1 : -1] == runs[:, : target.shape[1]]
+        target = target.masked_fill(~inside, IGNORE_INDEX)
     scores = logits[:, : target.shape[1]].flatten(0, 1)
     if scores.dtype in (torch.bfloat16, torch.float16):
         scores = scores.float()

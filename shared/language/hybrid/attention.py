@@ -38,9 +38,9 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: torch.Tensor, layout: Layout, cache: KeyValues | None = None) -> torch.Tensor:
         """(B, T, D) to the same; new keys and values are put into ``cache``."""
-        q_BATP = self.q_proj(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k_BKTP = self.k_proj(x_BTD).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
-        v_BKTP = self.v_proj(x_BTD).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+        q_BATP = self.q_proj(x_BTD).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+        k_BKTP = self.k_proj(x_BTD).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
+        v_BKTP = self.v_proj(x_BTD).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
         k_BKSP, v_BKSP = (k_BKTP, v_BKTP) if cache is None else cache.append(k_BKTP, v_BKTP)
         y_BATP = self._attend(q_BATP, k_BKSP, v_BKSP, layout)
         return self.o_proj(y_BATP.transpose(1, 2).flatten(2))
@@ -48,7 +48,7 @@ class Attention(nn.Module):
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout) -> torch.Tensor:
         grouped = self.heads != self.kv_heads
         length = q.shape[2]
-        if layout.seen(0, 1) is None:
+        if layout.plain:
             if length == 1 and grouped:  # one query: the heads of a group as its queries, twice as fast on a CPU
                 folded = q.view(len(q), self.kv_heads, -1, self.head_dim)
                 return F.scaled_dot_product_attention(folded, k, v).view(q.shape)
@@ -56,12 +56,9 @@ class Attention(nn.Module):
         parts = []
         for start in range(0, length, MASKED_QUERIES):
             stop = min(start + MASKED_QUERIES, length)
-            end = layout.past + stop  # no query of this part sees further
-            seen = layout.seen(start, stop)
-            assert seen is not None
+            end = layout.past + stop
+            mask, part = layout.seen(start, stop), q[:, :, start:stop]
             parts.append(
-                F.scaled_dot_product_attention(
-                    q[:, :, start:stop], k[:, :, :end], v[:, :, :end], attn_mask=seen[..., :end], enable_gqa=grouped
-                )
+                F.scaled_dot_product_attention(part, k[:, :, :end], v[:, :, :end], attn_mask=mask, enable_gqa=grouped)
             )
         return torch.cat(parts, dim=2)

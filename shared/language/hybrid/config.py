@@ -102,6 +102,11 @@ class HybridConfig:
                 raise ConfigError(f"pattern {self.pattern!r}: {letter!r} is no layer; there are {known}")
         if not self.pattern:
             raise ConfigError("pattern is empty: a model needs a layer")
+        modules, depths = self.num_nextn_predict_layers, self.mtp_depths
+        if modules < 0 or (depths is not None and depths < max(modules, 1)):
+            raise ConfigError(
+                f"mtp_depths {depths} is less than num_nextn_predict_layers {modules}, or one is negative"
+            )
         if "M" in self.mtp_pattern and self.num_nextn_predict_layers:
             raise ConfigError(f"mtp_pattern {self.mtp_pattern!r}: a head that looks ahead has no Mamba layer here")
         needed = {

@@ -46,23 +46,26 @@ class Layout:
         numbers = torch.arange(self.batch, device=self.device, dtype=torch.int32)
         return numbers if self.real is None else numbers.masked_fill(~self.real[:, 0], -1)
 
-    def seen(self, start: int, stop: int) -> torch.Tensor | None:
+    @property
+    def plain(self) -> bool:
+        """Whether causality alone decides what is seen, and a plain causal mask says so."""
+        return self.keys is None and self.seq_idx is None and (not self.past or self.length == 1)
+
+    def seen(self, start: int, stop: int) -> torch.Tensor:
         """Which keys the queries ``start`` to ``stop`` of the chunk attend to.
 
         Returns:
-            bool (B or 1, 1, stop - start, S), or None where it is the plain causal mask of a chunk without a past.
+            bool (B or 1, 1, stop - start, past + stop): no query sees further.
         """
-        if self.keys is None and self.seq_idx is None and (not self.past or self.length == 1):
-            return None
-        total = self.past + self.length
+        total = self.past + stop
         queries = torch.arange(self.past + start, self.past + stop, device=self.device)
         mask = (torch.arange(total, device=self.device) <= queries[:, None])[None, None]
         if self.keys is not None:
             # A padding query may see no key at all and would turn to NaN: let it see itself.
             own = torch.arange(total, device=self.device) == queries[:, None]
-            mask = mask & self.keys[:, None, None, :] | own
+            mask = mask & self.keys[:, None, None, :total] | own
         if self.seq_idx is not None:
-            mask = mask & (self.seq_idx[:, None, start:stop, None] == self.seq_idx[:, None, None, :])
+            mask = mask & (self.seq_idx[:, None, start:stop, None] == self.seq_idx[:, None, None, :stop])
         return mask
 
 
@@ -70,7 +73,7 @@ def make_layout(
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
     seq_idx: torch.Tensor | None,
-    past: int,
+    past: int | None,
 ) -> Layout:
     """Look at the mask once.
 
@@ -78,16 +81,17 @@ def make_layout(
         inputs_embeds: (B, T, D).
         attention_mask: (B, S) of 0 and 1 over cached and new tokens, or None.
         seq_idx: (B, T) numbers of packed sequences, a new one where they change, or None.
-        past: tokens in the cache.
+        past: tokens in the cache, or None without one.
 
     Raises:
-        ValueError: for shapes that do not fit, or packed rows with a past.
+        ValueError: for shapes that do not fit, or packed rows with a cache.
     """
     batch, length = inputs_embeds.shape[:2]
+    if seq_idx is not None and past is not None:
+        raise ValueError("seq_idx and a cache exclude each other: which of a row's sequences would go on?")
+    past = past or 0
     layout = Layout(batch, length, past, inputs_embeds.device)
     if seq_idx is not None:
-        if past:
-            raise ValueError("seq_idx and a cache that is not empty exclude each other")
         if tuple(seq_idx.shape) != (batch, length):
             raise ValueError(f"seq_idx must be (B, T) = {(batch, length)}, got {tuple(seq_idx.shape)}")
         # A number that comes again is another sequence.

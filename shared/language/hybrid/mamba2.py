@@ -1,24 +1,19 @@
 """The Mamba-2 layer ``M`` on :mod:`bestiary.kernels`, with padding, packing and states right on every backend.
 
 Shape legend: B rows, T tokens, D width, I inner width (H heads of P), G groups, N states, C = I + 2 G N channels of the
-convolution, W its width.
+convolution, W its width, E = I + C + H.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bestiary.kernels import (
-    causal_conv1d_fn,
-    causal_conv1d_update,
-    mamba_chunk_scan_combined,
-    rms_norm_gated,
-    selective_state_update,
-)
+from bestiary.kernels import causal_conv1d_fn, mamba2_step, mamba_chunk_scan_combined, rms_norm_gated
 from bestiary.shared.language.hybrid.cache import HybridCache, MambaState, round_stochastically, state_noise
 from bestiary.shared.language.hybrid.config import HybridConfig
 from bestiary.shared.language.hybrid.layout import Layout
@@ -66,7 +61,8 @@ class Mamba2Mixer(nn.Module):
             bias=config.use_conv_bias,
         )
         self.dt_bias = nn.Parameter(torch.ones(heads))
-        self.A_log = nn.Parameter(torch.log(torch.arange(1, heads + 1, dtype=torch.float32)))
+        A_log = torch.log(torch.arange(1, heads + 1, dtype=torch.float32))
+        self.A_log = nn.Parameter(A_log.to(torch.get_default_dtype()))
         self.D = nn.Parameter(torch.ones(heads))
         self.norm = GatedRMSNorm(inner, config.n_groups, config.layer_norm_epsilon)
         self.out_proj = nn.Linear(inner, config.hidden_size, bias=config.use_bias)
@@ -75,15 +71,15 @@ class Mamba2Mixer(nn.Module):
         self, u_BTD: torch.Tensor, layout: Layout, state: MambaState | None = None, cache: HybridCache | None = None
     ) -> torch.Tensor:
         """(B, T, D) to the same; ``state``, this layer's part of ``cache``, is brought forward."""
-        config = self.config
-        z_BTI, xBC_BTC, dt_BTH = self.in_proj(u_BTD).split(
-            [config.d_inner, config.conv_dim, config.mamba_num_heads], -1
-        )
+        zxbcdt_BTE = self.in_proj(u_BTD)
         if state is not None and cache is not None and layout.length == 1 and cache.length > 0:
-            y_BTI = self._step(xBC_BTC[:, 0], dt_BTH[:, 0], layout, state, cache)[:, None]
-        else:
-            y_BTI = self._scan(xBC_BTC, dt_BTH, layout, state, cache)
-        return self.out_proj(self.norm(y_BTI, z_BTI))
+            return self.out_proj(self._step(zxbcdt_BTE[:, 0], layout, state, cache)[:, None])
+        z_BTI, xBC_BTC, dt_BTH = self._parts(zxbcdt_BTE)
+        return self.out_proj(self.norm(self._scan(xBC_BTC, dt_BTH, layout, state, cache), z_BTI))
+
+    def _parts(self, zxbcdt_BTE: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        config = self.config
+        return zxbcdt_BTE.split([config.d_inner, config.conv_dim, config.mamba_num_heads], -1)
 
     def _scan(
         self,
@@ -100,8 +96,8 @@ class Mamba2Mixer(nn.Module):
         if state is not None and cache is not None:
             before = (state.conv, state.ssm)
             state.conv = self._last_inputs(xBC_BTC, layout.order, layout.counts, state.conv)
-            state.ssm = self._rounded(last, state.ssm.dtype, cache, layout.length)
-            state.replay = self._replay(xBC_BTC, dt_BTH, layout, *before) if cache.record else None
+            state.ssm = self._rounded(last, state.ssm.dtype, cache.seed, cache.length + layout.length)
+            state.replay = self._replay(xBC_BTC, dt_BTH, layout, *before, cache) if cache.record else None
         return y_BTHP.flatten(2)
 
     def _run(
@@ -114,7 +110,9 @@ class Mamba2Mixer(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Convolution and scan; (B, T, H, P) and the last states (B, H, P, N)."""
         config, fused = self.config, True
-        limit = (config.time_step_min, math.inf) if config.transformers_clamp else config.time_step_limit
+        limit = config.time_step_limit
+        if config.transformers_clamp:  # in passes, and not in single steps
+            limit = _NO_LIMIT if layout.length == 1 and layout.past else (config.time_step_min, math.inf)
         dt_bias: torch.Tensor | None = self.dt_bias
         if layout.real is not None:
             # A step of zero leaves the state as it is: padding is passed over wherever it stands.
@@ -150,58 +148,49 @@ class Mamba2Mixer(nn.Module):
         )
         return y, last
 
-    def _step(
-        self, xBC_BC: torch.Tensor, dt_BH: torch.Tensor, layout: Layout, state: MambaState, cache: HybridCache
-    ) -> torch.Tensor:
-        """One token: (B, C) and (B, H) to (B, I); the states are updated in place, but for rows of padding."""
+    def _step(self, zxbcdt_BE: torch.Tensor, layout: Layout, state: MambaState, cache: HybridCache) -> torch.Tensor:
+        """One token, (B, I + C + H) to (B, I); the states are updated in place, but for rows of padding."""
         config = self.config
         if cache.record:
-            before = (state.conv, state.ssm)
-            state.replay = self._replay(xBC_BC[:, None], dt_BH[:, None], layout, *before)
+            _, xBC_BTC, dt_BTH = self._parts(zxbcdt_BE[:, None])
+            state.replay = self._replay(xBC_BTC, dt_BTH, layout, state.conv, state.ssm, cache)
             state.conv, state.ssm = state.conv.clone(), state.ssm.clone()
-        rows = None if layout.real is None else layout.rows
-        xBC_BC = causal_conv1d_update(
-            xBC_BC,
-            state.conv.transpose(1, 2),
-            self.conv1d.weight[:, 0],
-            self.conv1d.bias,
-            "silu",
-            conv_state_indices=rows,
-        )
-        maps = config.n_groups * config.ssm_state_size
-        x, B, C = xBC_BC.split([config.d_inner, maps, maps], dim=-1)
-        limit = _NO_LIMIT if config.transformers_clamp else config.time_step_limit
-        dt_bias: torch.Tensor | None = self.dt_bias
-        if fused := limit == _NO_LIMIT:
-            dt = dt_BH
-        else:
-            dt, dt_bias = self._step_sizes(dt_BH, limit), None
-        P, N = config.mamba_head_dim, config.ssm_state_size
-        exact = state.ssm if state.ssm.dtype == _work(state.ssm) else state.ssm.to(torch.float32)
-        y_BHP = selective_state_update(
+        conv1d, exact = self.conv1d, state.ssm.to(_work(state.ssm))
+        y_BI = mamba2_step(
+            zxbcdt_BE,
+            state.conv,
             exact,
-            x.unflatten(-1, (-1, P)),
-            dt[..., None].expand(-1, -1, P),
-            self._A()[:, None, None].expand(-1, P, N),
-            B.unflatten(-1, (config.n_groups, -1)),
-            C.unflatten(-1, (config.n_groups, -1)),
-            self.D[:, None].expand(-1, P),
-            dt_bias=None if dt_bias is None else dt_bias[:, None].expand(-1, P),
-            dt_softplus=fused,
-            state_batch_indices=rows,
+            conv1d.weight[:, 0],
+            conv1d.bias,
+            self.dt_bias,
+            self._A(),
+            self.D,
+            self.norm.weight,
+            headdim=config.mamba_head_dim,
+            ngroups=config.n_groups,
+            eps=config.layer_norm_epsilon,
+            dt_limit=_NO_LIMIT if config.transformers_clamp else config.time_step_limit,
+            rows=None if layout.real is None else layout.rows,
         )
         if exact is not state.ssm:
-            rounded = self._rounded(exact, state.ssm.dtype, cache, 1)
+            rounded = self._rounded(exact, state.ssm.dtype, cache.seed, cache.length + 1)
             # A row of padding keeps its state to the bit.
             state.ssm = (
                 rounded if layout.real is None else torch.where(layout.real[..., None, None], rounded, state.ssm)
             )
-        return y_BHP.flatten(1)
+        return y_BI
 
     def _replay(
-        self, xBC_BTC: torch.Tensor, dt_BTH: torch.Tensor, layout: Layout, conv: torch.Tensor, ssm: torch.Tensor
-    ):
+        self,
+        xBC_BTC: torch.Tensor,
+        dt_BTH: torch.Tensor,
+        layout: Layout,
+        conv: torch.Tensor,
+        ssm: torch.Tensor,
+        cache: HybridCache,
+    ) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
         """What makes the states after fewer tokens of this chunk; no projection is needed for it."""
+        seed, length = cache.seed, cache.length + layout.length
 
         @torch.no_grad()
         def states(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -210,7 +199,8 @@ class Mamba2Mixer(nn.Module):
             order = None if layout.order is None else (~real).to(torch.uint8).argsort(dim=1, stable=True)
             part = Layout(layout.batch, layout.length, layout.past, layout.device, real=real, order=order)
             _, last = self._run(xBC_BTC, dt_BTH, part, conv, ssm.to(_work(ssm)))
-            return self._last_inputs(xBC_BTC, order, part.counts, conv), last.to(ssm.dtype)
+            last = self._rounded(last, ssm.dtype, seed, length)
+            return self._last_inputs(xBC_BTC, order, part.counts, conv), last
 
         return states
 
@@ -235,10 +225,10 @@ class Mamba2Mixer(nn.Module):
         work = torch.promote_types(dt.dtype, torch.float32)
         return F.softplus(dt.to(work) + self.dt_bias.to(work)).clamp(*limit)
 
-    def _rounded(self, ssm: torch.Tensor, dtype: torch.dtype, cache: HybridCache, tokens: int) -> torch.Tensor:
+    def _rounded(self, ssm: torch.Tensor, dtype: torch.dtype, seed: int, length: int) -> torch.Tensor:
         if dtype != torch.float16:
             return ssm.to(dtype)
-        return round_stochastically(ssm, state_noise(cache.seed, self.layer, cache.length + tokens, ssm.device))
+        return round_stochastically(ssm, state_noise(seed, self.layer, length, ssm.device))
 
     def _A(self) -> torch.Tensor:
         # exp in half precision overflows

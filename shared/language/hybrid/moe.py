@@ -41,7 +41,8 @@ class Router(nn.Module):
 
     Attributes:
         weight: (E, D). e_score_correction_bias: (E,) float32 buffer.
-        load: (E,) tokens sent to each expert since the last optimiser step, by this process.
+        load: (E,) tokens sent to each expert since the last optimiser step, by this process; a layer that is computed
+            again for the backward pass counts again, which changes no share.
     """
 
     def __init__(self, config: HybridConfig):
@@ -76,6 +77,15 @@ class Router(nn.Module):
             if self.normalised:
                 weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
             return Routing(experts, weights * self.scale, scores)
+
+    def _apply(self, fn, recurse=True):
+        """Move with the model, but stay in float32: counts and small steps would be lost in less."""
+        exact = self.e_score_correction_bias, self.load
+        super()._apply(fn, recurse)
+        for name, tensor in zip(("e_score_correction_bias", "load"), exact, strict=True):
+            if getattr(self, name).dtype != torch.float32 and not tensor.is_meta:
+                setattr(self, name, tensor.to(getattr(self, name).device))
+        return self
 
     @torch.no_grad()
     def rebalance(self, load: torch.Tensor) -> None:
@@ -133,7 +143,7 @@ class MoE(nn.Module):
         x = x_BTD.flatten(0, 1)
         routing = self.gate(x)
         balance = None
-        if self.training:
+        if self.training and torch.is_grad_enabled():
             real = None if layout.real is None else layout.real.flatten()
             with torch.no_grad():
                 chosen = torch.ones_like(routing.weights) if real is None else real[:, None].expand_as(routing.weights)
@@ -153,7 +163,7 @@ def _sequences(layout: Layout) -> torch.Tensor:
     rows = torch.arange(layout.batch, device=layout.device)[:, None].expand(-1, layout.length)
     if layout.seq_idx is None:
         return rows.flatten()
-    begins = F.pad(layout.seq_idx[:, 1:] != layout.seq_idx[:, :-1], (1, 0), value=True).flatten()
+    begins = F.pad(layout.seq_idx.diff(dim=1) != 0, (1, 0), value=True).flatten()
     return begins.cumsum(0) - 1
 
 

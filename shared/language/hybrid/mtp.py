@@ -52,6 +52,8 @@ class MTPModule(nn.Module):
         Returns:
             (B, T, D), and the balance losses of its MoE layers in training.
         """
+        if cache is not None:
+            cache.begin()
         x = self.eh_proj(torch.cat([self.enorm(next_BTD), self.hnorm(hidden_BTD)], dim=-1))
         losses = []
         for number, layer in enumerate(self.layers):
@@ -59,7 +61,7 @@ class MTPModule(nn.Module):
             if balance is not None:
                 losses.append(balance)
         if cache is not None:
-            cache.length += layout.length
+            cache.advance(layout.length)
         return self.final_layernorm(x), losses
 
 
@@ -87,7 +89,7 @@ def predict_ahead(
         nothing), and the balance losses of the modules' MoE layers.
     """
     logits, losses = [], []
-    layout = make_layout(embeds_BTD, attention_mask, seq_idx, 0)
+    layout = make_layout(embeds_BTD, attention_mask, seq_idx, None)
     for depth in range(1, depths + 1):
         module = modules[min(depth, len(modules)) - 1]
         shifted = F.pad(embeds_BTD[:, depth:], (0, 0, 0, min(depth, embeds_BTD.shape[1])))

@@ -19,7 +19,8 @@ class Speculation:
 
     Attributes:
         ids: the new tokens, a stop token included.
-        accepted: how many tokens each pass of the model gave: one more than the drafts that were right.
+        accepted: how many tokens each pass of the model gave: one more than the drafts that were right, and no more
+            than were asked for.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -27,15 +28,17 @@ class Speculation:
 
     @property
     def mean_accepted(self) -> float:
-        """Tokens a pass, on average; 1 is what plain decoding gives."""
-        return sum(self.accepted) / max(len(self.accepted), 1)
+        """Tokens a pass behind the prompt's own, on average; 1 is what plain decoding gives."""
+        return sum(self.accepted) / len(self.accepted) if self.accepted else 1.0
 
 
 @torch.no_grad()
 def speculative_greedy(
     model: HybridLM, ids: Sequence[int], max_new_tokens: int, draft: int = 3, stop_ids: Sequence[int] = ()
 ) -> Speculation:
-    """Complete one row; the tokens are those of plain greedy decoding.
+    """Complete one row; the tokens are those of plain greedy decoding, as far as rounding does not decide.
+
+    With float16 states a pass rounds once for all its tokens where single steps round each.
 
     The model's first MTP module is applied ``draft`` times, each time to what it said before. A pass over all drafts
     then tells how many are right, and the cache goes back to the last of these.
@@ -50,10 +53,13 @@ def speculative_greedy(
         stop_ids: tokens that end the row.
 
     Raises:
-        ConfigError: if the model has no MTP module, or ``draft`` is not positive.
+        ConfigError: if the model has no MTP module, bounds step sizes as transformers does (whose single steps differ
+            from its passes), or ``draft`` is not positive.
     """
     if not len(model.mtp):
         raise ConfigError("speculative decoding needs an MTP module: backbone.config.num_nextn_predict_layers is 0")
+    if model.config.transformers_clamp:
+        raise ConfigError("speculative decoding needs passes that agree with steps: transformers_clamp must be false")
     if draft < 1 or max_new_tokens < 1 or not len(ids):
         raise ConfigError("speculative decoding needs a prompt, draft >= 1 and max_new_tokens >= 1")
     device = model.embeddings.weight.device
@@ -69,7 +75,10 @@ def speculative_greedy(
         result.ids += [int(verified[-1])] if not result.ids else verified[-result.accepted[-1] :].tolist()
         stop = next((i for i, token in enumerate(result.ids) if token in stop_ids), None)
         if stop is not None or len(result.ids) >= max_new_tokens:
-            result.ids = result.ids[: min(max_new_tokens, len(result.ids) if stop is None else stop + 1)]
+            wanted = min(max_new_tokens, len(result.ids) if stop is None else stop + 1)
+            if result.accepted:
+                result.accepted[-1] -= len(result.ids) - wanted
+            result.ids = result.ids[:wanted]
             return result
         drafts = _draft(model, ahead, hidden, verified, draft)
         chunk = torch.cat([verified[-1:], drafts])[None]

@@ -10,6 +10,7 @@ Functions:
         state space dual of Mamba-2.
     causal_conv1d_fn, causal_conv1d_ref: the short causal depthwise convolution before a scan.
     rms_norm_gated, rms_norm_gated_ref: the norm with a gate after a scan of Mamba-2.
+    mamba2_step: a decoding step of Mamba-2 between its projections, in one go.
     selective_state_update, causal_conv1d_update, causal_conv1d_varlen_states: single steps, for decoding.
     cross_scan_fn, cross_merge_fn, cross_orders: images and volumes walked in several directions.
     argsort_order, invert_order, gather_tokens, check_order: scan orders and what is done with them.
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from bestiary.kernels.cross_scan import cross_merge_fn, cross_orders, cross_scan_fn
     from bestiary.kernels.gated_norm import rms_norm_gated
     from bestiary.kernels.gated_norm.reference import rms_norm_gated_ref
+    from bestiary.kernels.mamba2_decode import mamba2_step
+    from bestiary.kernels.mamba2_decode.reference import mamba2_step_ref
     from bestiary.kernels.mamba_inner import bimamba_inner_fn, mamba_inner_fn, mamba_inner_fn_no_out_proj
     from bestiary.kernels.scan_order import argsort_order, check_order, gather_tokens, invert_order
     from bestiary.kernels.selective_scan import selective_scan_fn
@@ -54,6 +57,8 @@ _HOME = {
     "cross_scan_fn": "cross_scan",
     "gather_tokens": "scan_order",
     "invert_order": "scan_order",
+    "mamba2_step": "mamba2_decode",
+    "mamba2_step_ref": "mamba2_decode.reference",
     "mamba_chunk_scan_combined": "ssd",
     "mamba_chunk_scan_ref": "ssd.reference",
     "mamba_inner_fn": "mamba_inner",
@@ -84,6 +89,8 @@ __all__ = [
     "cross_scan_fn",
     "gather_tokens",
     "invert_order",
+    "mamba2_step",
+    "mamba2_step_ref",
     "mamba_chunk_scan_combined",
     "mamba_chunk_scan_ref",
     "mamba_inner_fn",

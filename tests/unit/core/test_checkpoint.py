@@ -149,7 +149,7 @@ def test_lora_by_hand():
 
 
 def test_prepare_says_what_does_not_match():
-    with pytest.raises(ConfigError, match=r"no linear layer matches \['\*q'\].*\['0'\]"):
+    with pytest.raises(ConfigError, match=r"no linear layer and no expert matches \['\*q'\].*\['0'\]"):
         lora(nn.Sequential(nn.Linear(1, 1)), ["*q"])
     with pytest.raises(ConfigError, match="no parameter matches"):
         freeze(nn.Linear(1, 1), ["x*"])

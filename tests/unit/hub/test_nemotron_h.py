@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from bestiary.shared.core.errors import BadDataError, MissingDataError
 from bestiary.shared.core.prepare import lora
-from bestiary.shared.hub.nemotron_h import disk_names, load_pretrained, our_name, save_pretrained, tensors_of
+from bestiary.shared.hub.load import load_pretrained
+from bestiary.shared.hub.nemotron_h import disk_names, our_name, save_pretrained, tensors_of
 from bestiary.shared.hub.nemotron_h_config import decode_floats, encode_floats, parse_config, read_config
 from bestiary.shared.language.hybrid.config import HybridConfig
 from bestiary.shared.language.hybrid.model import HybridLM
@@ -236,8 +237,10 @@ def test_tied_embeddings(tmp_path):
 
     model = fresh(dataclasses.replace(MTP, tie_word_embeddings=True, num_nextn_predict_layers=0))
     save_pretrained(model, tmp_path)
-    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
     again = load_pretrained(tmp_path)
+    # transformers ties nothing here: without the head in the file it would make one up
+    other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(other.lm_head.weight, model.embeddings.weight)
     assert again.lm_head.weight is again.embeddings.weight
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
 
@@ -266,6 +269,43 @@ def test_what_does_not_fit_is_named(tmp_path, change, words):
         load_pretrained(tmp_path)
 
 
+def test_saving_again_replaces_all_of_the_old(tmp_path):
+    model = fresh()
+    save_pretrained(model, tmp_path, shard_bytes=2000)
+    with torch.no_grad():
+        model.lm_head.weight.add_(1.0)
+    save_pretrained(model, tmp_path)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert torch.equal(load_pretrained(tmp_path).lm_head.weight, model.lm_head.weight)
+
+
+def test_added_tokens_come_back(tmp_path):
+    model = fresh()
+    assert model.add_tokens(["<a>", "<b>"]) == [262, 263]
+    save_pretrained(model, tmp_path)
+    again = load_pretrained(tmp_path)
+    assert again.tokenizer.vocab_size == 264
+    assert again.add_tokens(["<c>", "<b>"]) == [264, 263]
+
+
+def test_without_a_shared_expert_it_is_refused(tmp_path):
+    import dataclasses
+
+    model = fresh(
+        dataclasses.replace(MTP, moe_shared_expert_intermediate_size=0, num_nextn_predict_layers=0, mtp_depths=None)
+    )
+    with pytest.raises(BadDataError, match="shared expert"):
+        save_pretrained(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_mtp_that_transformers_dropped(tmp_path):
+    save_pretrained(fresh(), tmp_path / "a")
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
+    with pytest.raises(BadDataError, match="set num_nextn_predict_layers to 0"):
+        load_pretrained(tmp_path / "b", tokenizer="byte")
+
+
 def test_folders_that_are_none(tmp_path):
     with pytest.raises(MissingDataError, match=r"no config\.json"):
         load_pretrained(tmp_path)
@@ -276,9 +316,15 @@ def test_folders_that_are_none(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(MissingDataError, match="not whole"):
         load_pretrained(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("[")
+    with pytest.raises(BadDataError, match="no index of weights"):
+        load_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(BadDataError, match="'llama', not nemotron_h"):
-        load_pretrained(tmp_path)
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(BadDataError, match="not a JSON object"):
+        read_config(tmp_path)
 
 
 def test_adapters_must_be_merged_first(tmp_path):

@@ -16,7 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bestiary.kernels import causal_conv1d_fn, causal_conv1d_update, rms_norm_gated, selective_scan_fn
+from bestiary.kernels import (
+    causal_conv1d_fn,
+    causal_conv1d_update,
+    mamba2_step,
+    rms_norm_gated,
+    selective_scan_fn,
+)
 from bestiary.kernels.backends import native
 
 needs_cpp = pytest.mark.skipif(native.why_absent() is not None, reason="no C++ kernels here")
@@ -260,7 +266,7 @@ def test_the_command_builds_ahead(monkeypatch, tmp_path, capsys):
 
 
 def several_ops(channels: int = 37, length: int = 131, batch: int = 2) -> list[torch.Tensor]:
-    """Outputs and all gradients of the scan, of the convolution and of the norm; a step of the convolution."""
+    """Outputs and all gradients of scan, convolution and norm; steps of the convolution and of Mamba-2."""
     g = torch.Generator().manual_seed(0)
 
     def rand(*shape: int) -> torch.Tensor:
@@ -277,6 +283,10 @@ def several_ops(channels: int = 37, length: int = 131, batch: int = 2) -> list[t
     norm = rms_norm_gated(x.transpose(1, 2), D, z.transpose(1, 2), 1e-3, backend="cpu")
     state = delta.detach()[..., :3].contiguous()
     step = causal_conv1d_update(x.detach()[..., 0], state, weight.detach(), None, "silu", backend="cpu")
+    wide, past, ssm = rand(batch, 5 * channels + 16), rand(batch, 3, 2 * channels + 16), rand(batch, channels, 2, 8)
+    parameters = rand(2 * channels + 16, 4), None, bias, A[:, 0], D, rand(2 * channels)
+    with torch.no_grad():
+        layer = mamba2_step(wide, past, ssm, *parameters, headdim=2, ngroups=1, backend="cpu")
     scan_grads = torch.autograd.grad(out.square().sum() + last.sum(), inputs)
     return [
         out.detach(),
@@ -288,6 +298,9 @@ def several_ops(channels: int = 37, length: int = 131, batch: int = 2) -> list[t
         *torch.autograd.grad(norm.square().sum(), (x, D, z)),
         step,
         state,
+        layer,
+        past.detach(),
+        ssm.detach(),
     ]
 
 

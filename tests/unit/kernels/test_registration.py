@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from bestiary.kernels import (
     causal_conv1d_fn,
     causal_conv1d_update,
+    mamba2_step,
     mamba_chunk_scan_combined,
     rms_norm_gated,
     selective_scan_fn,
@@ -166,6 +167,10 @@ def recorded(name: str) -> list[tuple[Any, tuple]]:
                 rand(6), True, backend="cpu",
             )  # fmt: skip
             causal_conv1d_update(rand(2, 6), rand(2, 6, 3), rand(6, 4), rand(6), "silu", backend="cpu")
+            mamba2_step(
+                rand(2, 30), rand(2, 3, 20), rand(2, 2, 4, 3), rand(20, 4), rand(20), rand(2), -rand(2).abs(), rand(2),
+                rand(8), headdim=4, ngroups=2, rows=torch.tensor([1, -1]), backend="cpu",
+            )  # fmt: skip
         else:
             case = CASES[name]
             gradients(case, case.fresh())
@@ -174,7 +179,7 @@ def recorded(name: str) -> list[tuple[Any, tuple]]:
 
 def steps_available() -> bool:
     try:
-        for op in ("state_update", "causal_conv1d_update"):
+        for op in ("state_update", "causal_conv1d_update", "mamba2_decode"):
             import_module(_IMPLEMENTATIONS[op]["cpu"].split(":")[0])
     except ImportError:
         return False

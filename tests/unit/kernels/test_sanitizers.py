@@ -134,6 +134,21 @@ if find_spec("bestiary.kernels.gated_norm.cpu"):
             z = rand(2, rows, channels, dtype=dtypes[number % 3], last=number % 2 == 0) if gated else None
             out = k.rms_norm_gated(x, weight, z, 1e-5, size, before, backend="cpu")
             backward("gated_norm", out, x, weight, z)
+
+if find_spec("bestiary.kernels.mamba2_decode.cpu"):
+    with torch.no_grad():
+        for (H, G), (P, N), W in itertools.product(
+            ((1, 1), (6, 3), (9, 1)), ((1, 1), (7, 3), (16, 33), (64, 16)), (1, 2, 4, 6)
+        ):
+            C = H * P + 2 * G * N
+            for dtype in dtypes:
+                number += 1
+                x = rand(3, H * P + C + H, dtype=dtype, odd=number % 3 == 0)
+                states = rand(5, W - 1, C, dtype=dtype), rand(5, H, P, N, dtype=dtypes[number % 3])
+                parameters = rand(C, W), rand(C) if number % 2 else None, rand(H), -torch.rand(H), rand(H), rand(H * P)
+                k.mamba2_step(x, *states, *parameters, headdim=P, ngroups=G, rows=torch.tensor([4, -1, 0]),
+                              backend="cpu")
+                ran["mamba2_step"] = ran.get("mamba2_step", 0) + 1
 print("ran", ran)
 """
 

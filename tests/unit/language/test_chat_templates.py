@@ -104,3 +104,24 @@ def test_what_is_no_text(name):
         TEMPLATES[name]([{"role": "user", "content": [{"type": "image", "value": 1}]}])
     parts = {"role": "user", "content": [{"type": "text", "value": "a"}, {"type": "text", "value": "b"}]}
     assert message_text(parts) == "ab"
+
+
+def test_a_path_is_no_switch():
+    said = [("user", "open /home/me/thinkpad.txt /think"), ("tool", "see /no_think"), ("user", "and /no_think/ too")]
+    turns = [{"role": r, "content": [{"type": "text", "value": t}]} for r, t in said]
+    text = "".join(s.text for s in nemotron_nano_v2(turns, add_generation_prompt=True))
+    assert "open /home/me/thinkpad.txt\n" in text
+    assert "<TOOL_RESPONSE>see /no_think</TOOL_RESPONSE>" in text
+    assert "and /no_think/ too" in text
+    assert text.endswith("Assistant\n<think>\n")  # the tool's words switch nothing
+
+
+def test_an_answer_without_a_thought_is_learned_as_it_is_asked_for():
+    turns = [
+        {"role": r, "content": [{"type": "text", "value": t}]}
+        for r, t in (("user", "hi /no_think"), ("assistant", "yo"))
+    ]
+    learned = nemotron_nano_v2(turns)
+    prompt = "".join(s.text for s in nemotron_nano_v2(turns[:1], add_generation_prompt=True))
+    assert "".join(s.text for s in learned).startswith(prompt + "yo")
+    assert "".join(s.text for s in learned if s.own) == "yo\n<SPECIAL_12>"

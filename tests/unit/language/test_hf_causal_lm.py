@@ -255,3 +255,17 @@ def test_what_does_not_fit(folder):
         HFCausalLM()
     with pytest.raises(ConfigError, match="dtype 'fp32' is not known"):
         HFCausalLM("llama", TINY, dtype="fp32")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config"),
+    [
+        ("mistral", {"sliding_window": 4}),
+        ("nemotron_h", {"hybrid_override_pattern": "M*", "mamba_num_heads": 4, "mamba_head_dim": 8, "n_groups": 2}),
+    ],
+)
+def test_packing_is_refused_where_it_would_leak(model_type, config):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    lm = HFCausalLM(model_type, {**sizes, "num_key_value_heads": 2, "head_dim": 8, **config})
+    with pytest.raises(ConfigError, match="packed rows need full attention in every layer"):
+        lm(lm.embed(torch.zeros(1, 4, dtype=torch.long)), seq_idx=torch.tensor([[0, 0, 1, 1]]))

@@ -43,13 +43,21 @@ def test_the_token_further_ahead_by_hand():
 
 
 def test_packed_rows_do_not_look_into_each_other():
-    seq_idx = torch.tensor([[0, 0, 0, 0, 1, 1], [0] * 6], dtype=torch.int32)
+    # The 0 comes again: another sequence. A token that begins one may be foretold from the one before it.
+    seq_idx = torch.tensor([[0, 0, 0, 0, 1, 0], [0] * 6], dtype=torch.int32)
     data = batch(seq_idx)
     logits = Fixed().table[data["input_ids"]]
     total, count = next_token_loss(logits, data["labels"], 2, seq_idx)
-    pairs = [(0, 0), (0, 1), (1, 0)]
-    assert count == 3
+    pairs = [(0, 0), (0, 1), (0, 2), (1, 0)]
+    assert count == 4
     torch.testing.assert_close(total, sum(F.cross_entropy(logits[r, t], data["labels"][r, t + 2]) for r, t in pairs))
+
+
+def test_rows_too_short_to_look_ahead():
+    logits, labels = torch.randn(1, 2, 7), torch.tensor([[1, 2]])
+    for ahead in (2, 3, 5):
+        total, count = next_token_loss(logits, labels, ahead, torch.zeros(1, 2, dtype=torch.int32))
+        assert (float(total), int(count)) == (0.0, 0)
 
 
 def test_weights_and_metrics():
@@ -58,7 +66,7 @@ def test_weights_and_metrics():
     assert (plain.num_terms, plain.metrics.keys()) == (7, {"cross_entropy"})
     loss = CausalLM(balance_weight=0.1, mtp_weight=0.3).loss(model, data, CONTEXT)
     ahead = [next_token_loss(x, data["labels"], d) for d, x in enumerate(model(data).aux_logits, 2)]
-    means = [float(total / count) for total, count in ahead]
+    means = [float(total.detach() / count) for total, count in ahead]
     balance = 0.5 * data["input_ids"].double().mean().item()
     expected = plain.loss_sum.item() + 7 * (0.1 * balance + 0.3 * sum(means) / 2)
     assert loss.loss_sum.item() == pytest.approx(expected, rel=1e-5)

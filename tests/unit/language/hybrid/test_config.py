@@ -36,6 +36,8 @@ GOOD = {
         ({"n_group": 4, "topk_group": 1, "num_experts_per_tok": 3}, "more than there are to choose from"),
         ({"time_step_limit": (1.0, 0.5)}, "time_step_limit"),
         ({"num_nextn_predict_layers": 1, "mtp_pattern": "M"}, "no Mamba layer"),
+        ({"num_nextn_predict_layers": -1}, "negative"),
+        ({"num_nextn_predict_layers": 2, "mtp_depths": 1}, "mtp_depths 1 is less than"),
     ],
 )
 def test_refused(changes, words):
@@ -59,6 +61,19 @@ def test_vocabulary_must_hold_the_tokenizer():
         HybridLM({**GOOD, "vocab_size": 100})
     with pytest.raises(ConfigError, match="needs a config"):
         HybridLM()
+    with pytest.raises(ConfigError, match=r"no argument 'hiden_size'; did you mean 'hidden_size'"):
+        HybridLM({**GOOD, "hiden_size": 3})
+
+
+def test_weights_in_half_precision():
+    lm = HybridLM(GOOD, dtype="bfloat16")
+    assert {p.dtype for p in lm.parameters()} == {torch.bfloat16}
+    assert lm.routers()[0].e_score_correction_bias.dtype == torch.float32
+    assert torch.get_default_dtype() == torch.float32
+    assert lm.new_cache(1).layers[0].ssm.dtype == torch.float32
+    assert torch.isfinite(lm(lm.embed(torch.zeros(1, 5, dtype=torch.long)))[0]).all()
+    with pytest.raises(ConfigError, match="float32 or bfloat16"):
+        HybridLM(GOOD, dtype="fp8")
 
 
 def test_fresh_weights():

@@ -7,7 +7,8 @@ import torch
 
 from bestiary.shared.core.errors import ConfigError
 from bestiary.shared.core.prepare import lora, merge_lora, set_trainable
-from bestiary.shared.hub.nemotron_h import load_pretrained, save_pretrained
+from bestiary.shared.hub.load import load_pretrained
+from bestiary.shared.hub.nemotron_h import save_pretrained
 
 TARGETS = ["*.mixer.in_proj", "*.mixer.out_proj", "*.mixer.[qkvo]_proj", "*.up_proj", "*.down_proj"]
 
@@ -70,8 +71,14 @@ def test_each_expert_has_an_update_of_its_own(make_lm):
     assert (delta[0] - delta[1]).abs().max() > 0.01
 
 
+def test_a_tied_head_is_refused(make_lm):
+    with pytest.raises(ConfigError, match="lm_head shares its weight"):
+        lora(make_lm("M", tie_word_embeddings=True), ["*lm_head"])
+    lora(make_lm("M"), ["*lm_head"])
+
+
 def test_dropout_on_experts_is_refused(make_lm):
     with pytest.raises(ConfigError, match="have no dropout"):
         lora(make_lm("E"), ["*.experts.*"], dropout=0.1)
-    with pytest.raises(ConfigError, match="no linear layer matches"):
+    with pytest.raises(ConfigError, match="no linear layer and no expert matches"):
         lora(make_lm("E"), ["*.mixer.in_proj"])

@@ -147,7 +147,7 @@ def test_packed_sequences_are_balanced_apart():
     layer = moe().train()
     x = torch.randn(1, 9, 12)
     seq_idx = torch.tensor([[0] * 4 + [1] * 5])
-    _, packed = layer(x, make_layout(x, None, seq_idx, 0))
+    _, packed = layer(x, make_layout(x, None, seq_idx, None))
     apart = [layer(part, make_layout(part, None, None, 0))[1] for part in x.split([4, 5], 1)]
     torch.testing.assert_close(packed, (apart[0] + apart[1]) / 2)
 
@@ -168,13 +168,12 @@ def test_the_bias_moves_towards_balance(make_lm):
     lm = make_lm("E", n_routed_experts=4, num_experts_per_tok=1, router_bias_rate=0.02).train()
     router = lm.routers()[0]
     ids = torch.randint(0, 256, (4, 64), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        router.e_score_correction_bias.copy_(torch.tensor([2.0, 0.0, 0.0, 0.0]))
-        weight = router.weight.clone()
-        violations = []
-        for _ in range(250):
-            lm(lm.embed(ids))
-            violations.append(lm.after_step(True)["max_violation"])
+    router.e_score_correction_bias.copy_(torch.tensor([2.0, 0.0, 0.0, 0.0]))
+    weight = router.weight.detach().clone()
+    violations = []
+    for _ in range(250):
+        lm(lm.embed(ids))
+        violations.append(lm.after_step(True)["max_violation"])
     assert violations[0] == pytest.approx(4.0)
     assert violations[-1] < 1.6
     assert torch.equal(router.weight, weight)
@@ -190,6 +189,29 @@ def test_a_skipped_step_moves_nothing(make_lm):
     assert lm.routers()[0].load.sum() == 0
     assert lm.after_step(True) == {}  # nothing was counted
     assert torch.equal(lm.routers()[0].e_score_correction_bias, bias)
+
+
+def test_a_layer_that_is_not_trained_keeps_its_bias(make_lm):
+    lm = make_lm("E-").train()
+    lm.requires_grad_(False)
+    lm.layers[1].requires_grad_(True)
+    bias = lm.routers()[0].e_score_correction_bias.clone()
+    lm(lm.embed(torch.zeros(1, 8, dtype=torch.long)))
+    assert lm.after_step(True) == {}
+    assert torch.equal(lm.routers()[0].e_score_correction_bias, bias)
+
+
+def test_routers_stay_in_float32(make_lm):
+    lm = make_lm("E").to(torch.bfloat16).train()
+    router = lm.routers()[0]
+    assert (router.weight.dtype, router.e_score_correction_bias.dtype) == (torch.bfloat16, torch.float32)
+    for _ in range(4):
+        lm(lm.embed(torch.randint(0, 256, (4, 256))))
+    assert router.load.sum() == 4 * 4 * 256 * 2  # bfloat16 cannot count so far
+    before = router.e_score_correction_bias.clone()
+    lm.after_step(True)
+    moved = (router.e_score_correction_bias - before).abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, 1e-3), rtol=1e-3, atol=1e-6)
 
 
 def test_evaluation_counts_nothing(make_lm):

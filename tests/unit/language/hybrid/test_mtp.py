@@ -1,5 +1,7 @@
 """Multi-token prediction: what a head may see, its loss by hand, and drafts that change no token."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -14,8 +16,14 @@ def ids_of(rows, length, seed=1):
     return torch.randint(0, 256, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
+def training(lm):
+    """In training, with its heads."""
+    lm.look_ahead(True)
+    return lm.train()
+
+
 def test_a_head_sees_the_token_it_is_given_and_none_after(make_lm):
-    lm = make_lm("M*-", **MTP).train()
+    lm = training(make_lm("M*-", **MTP))
     ids = ids_of(1, 12)
     lm(lm.embed(ids))
     before = [x.detach() for x in lm.aux_logits]
@@ -30,7 +38,7 @@ def test_a_head_sees_the_token_it_is_given_and_none_after(make_lm):
 
 
 def test_depths_share_the_module(make_lm):
-    lm = make_lm("M-", **MTP).train()
+    lm = training(make_lm("M-", **MTP))
     lm(lm.embed(ids_of(1, 9)))
     one = sum(p.numel() for p in lm.mtp.parameters())
     assert one == sum(p.numel() for p in make_lm("M-", num_nextn_predict_layers=1).mtp.parameters())
@@ -38,14 +46,40 @@ def test_depths_share_the_module(make_lm):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in lm.mtp.named_parameters() if "bias" not in n)
 
 
-def test_only_training_runs_the_heads(make_lm):
-    lm = make_lm("M-", **MTP)
+def test_only_training_that_wants_them_runs_the_heads(make_lm):
+    lm = training(make_lm("M-", **MTP))
+    lm.eval()(lm.embed(ids_of(1, 9)))
+    assert lm.aux_logits == []
+    lm.train().look_ahead(False)
     lm(lm.embed(ids_of(1, 9)))
     assert lm.aux_logits == []
+    assert not any(p.requires_grad for p in lm.mtp.parameters())  # so that DDP waits for no gradient of theirs
+
+
+def test_an_objective_without_their_loss_leaves_them_out(make_lm):
+    from bestiary.shared.core.examples import text_message
+    from bestiary.shared.core.protocols import StepContext
+    from bestiary.shared.language.causal_lm import CausalLM as Model
+    from bestiary.shared.losses.causal_lm import CausalLM
+
+    model = Model(make_lm("M-", **MTP)).train()
+    examples = [{"id": "a", "messages": [text_message("user", "hi")], "answer": "you there"}]
+    batch = model.processor()(examples, "train")
+    for weight in (0.3, None):
+        objective = CausalLM(mtp_weight=weight, model=model)
+        loss = objective.loss(model, batch, StepContext("s", 0))
+        assert ("mtp_2" in loss.metrics) == (weight is not None)
+        copy.deepcopy(model)  # nothing of the step's graph is kept
+
+
+def test_rows_shorter_than_the_depths(make_lm):
+    lm = training(make_lm("M-", num_nextn_predict_layers=1, mtp_depths=4))
+    lm(lm.embed(ids_of(1, 2)))
+    assert [x.shape[1] for x in lm.aux_logits] == [2] * 4
 
 
 def test_packed_rows_equal_separate_ones(make_lm):
-    lm = make_lm("M*-", **MTP).train()
+    lm = training(make_lm("M*-", **MTP))
     parts = [ids_of(1, n, n) for n in (6, 9)]
     separate = []
     for part in parts:
@@ -71,7 +105,7 @@ def greedy(lm, run_lm, ids, length):
 @pytest.fixture(scope="module")
 def learned(make_lm):
     """A model and head that have learned to count round a circle of 40 bytes, with gaps: partly predictable."""
-    lm = make_lm("M-*-", **MTP, seed=3, initializer_range=0.1).train()
+    lm = training(make_lm("M-*-", **MTP, seed=3, initializer_range=0.1))
     optimizer = torch.optim.Adam(lm.parameters(), 3e-3)
     generator = torch.Generator().manual_seed(0)
     for _ in range(150):
@@ -111,11 +145,15 @@ def test_it_stops_where_plain_decoding_would(learned, run_lm):
     stop = plain[5]
     result = speculative_greedy(learned, ids, 12, 4, stop_ids=[stop])
     assert result.ids == plain[: plain.index(stop) + 1]
-    assert speculative_greedy(learned, ids, 1, 4).ids == plain[:1]
+    assert sum(result.accepted) == len(result.ids) - 1  # the prompt's pass gave the first
+    one = speculative_greedy(learned, ids, 1, 4)
+    assert (one.ids, one.accepted, one.mean_accepted) == (plain[:1], [], 1.0)
 
 
 def test_what_it_needs_is_said(make_lm, learned):
     with pytest.raises(ConfigError, match="num_nextn_predict_layers is 0"):
         speculative_greedy(make_lm("M-"), [1], 4)
+    with pytest.raises(ConfigError, match="transformers_clamp"):
+        speculative_greedy(make_lm("M-", **MTP, transformers_clamp=True), [1], 4)
     with pytest.raises(ConfigError, match="draft >= 1"):
         speculative_greedy(learned, [1], 4, draft=0)

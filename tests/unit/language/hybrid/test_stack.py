@@ -109,12 +109,16 @@ def test_packed_rows_equal_separate_ones_gradients_too(make_lm, backend, pattern
             torch.testing.assert_close(parameter.grad / scale, expected[name] / scale, rtol=1e-4, atol=2e-5, msg=name)
 
 
-def test_packing_needs_an_empty_cache(make_lm, run_lm):
+def test_packing_and_a_cache_exclude_each_other(make_lm, run_lm):
     lm = make_lm("M*")
-    cache = lm.new_cache(1)
-    run_lm(lm, [[1, 2, 3]], None, cache)
     with pytest.raises(ValueError, match="exclude each other"):
-        run_lm(lm, [[4, 5]], None, cache, seq_idx=torch.zeros(1, 2, dtype=torch.int32))
+        run_lm(lm, [[4, 5]], None, lm.new_cache(1), seq_idx=torch.zeros(1, 2, dtype=torch.int32))
+
+
+def test_no_rows_at_all(make_lm):
+    lm = make_lm("M-M*-ME")
+    with torch.no_grad():
+        assert lm(lm.embed(torch.zeros(0, 5, dtype=torch.long)), cache=lm.new_cache(0))[0].shape == (0, 5, 262)
 
 
 @pytest.mark.parametrize("bias", [-20.0, -12.0, -3.0, 0.0, 5.0, 20.0])
@@ -201,6 +205,24 @@ def test_each_layer_compiles_whole(make_lm, kind, training):
     compiled = torch.compile(lm.layers[0], fullgraph=True, backend="aot_eager")
     for one, other in zip(run(compiled), run(lm.layers[0]), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_compiled_stack_is_the_stack(make_lm):
+    """Through inductor, as ``compile: true`` runs it: training and decoding."""
+    ids = ids_of(2, 20)
+    results = []
+    for compiled in (False, True):
+        lm = make_lm("M-*E", backbone={"compile": compiled}).train()
+        logits = lm(lm.embed(ids))[0]
+        logits.square().mean().backward()
+        with torch.no_grad():
+            lm.eval()
+            cache = lm.new_cache(2)
+            steps = [lm(lm.embed(part), cache=cache)[0] for part in ids.split([18, 1, 1], 1)]
+        results.append([logits.detach(), torch.cat(steps, 1), *[p.grad for p in lm.parameters()]])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * one.abs().max().item())
 
 
 def test_bfloat16_is_near_float32(make_lm, run_lm):
