@@ -42,7 +42,7 @@ class CausalLM(nn.Module):
         logits, hidden, _ = self.backbone(
             self.backbone.embed(lm["input_ids"]), lm["attention_mask"], lm["position_ids"], lm["seq_idx"]
         )
-        take_aux = getattr(self.backbone, "take_aux", None)
+        take_aux: Any = getattr(self.backbone, "take_aux", None)
         aux_logits, aux_losses = take_aux() if callable(take_aux) else ([], {})
         return Output(logits, aux_logits=aux_logits, hidden=hidden, aux_losses=aux_losses)
 
