@@ -42,8 +42,8 @@ class CausalLM(nn.Module):
         logits, hidden, _ = self.backbone(
             self.backbone.embed(lm["input_ids"]), lm["attention_mask"], lm["position_ids"], lm["seq_idx"]
         )
-        take_aux: Any = getattr(self.backbone, "take_aux", None)
-        aux_logits, aux_losses = take_aux() if callable(take_aux) else ([], {})
+        backbone: Any = self.backbone
+        aux_logits, aux_losses = backbone.take_aux() if hasattr(backbone, "take_aux") else ([], {})
         return Output(logits, aux_logits=aux_logits, hidden=hidden, aux_losses=aux_losses)
 
     def wrap_policy(self) -> set[type[nn.Module]]:

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 
+class _SquaredReLU(torch.autograd.Function):
+    """Keeps ``x`` alone for the gradient, ``2 relu(x)``; autograd would make more passes and keep ``relu(x)`` twice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return F.relu(x).square_()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        return grads[0] * F.relu(x) * 2
+
+
 def squared_relu(x: torch.Tensor) -> torch.Tensor:
     """``relu(x)^2``. Paper: arXiv:2109.08668."""
-    return F.relu(x).square()
+    return _SquaredReLU.apply(x)  # type: ignore[return-value]
 
 
 class MLP(nn.Module):
