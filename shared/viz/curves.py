@@ -14,6 +14,8 @@ Series = dict[str, tuple[list[float], list[float]]]
 
 MOST_CURVES = 6
 
+COUNTS = {"bytes", "prompts"}
+
 
 def read_metrics(file: Path) -> tuple[Series, list[tuple[str, float]]]:
     """Read a run's metrics.csv.
@@ -92,11 +94,13 @@ def plot_curves(runs: Mapping[str, Path], path: Path, title: str = "") -> Path:
 def shown_metrics(series: Series, means: bool = False) -> list[str]:
     """Which held-out metrics are drawn: Dice where there is any (other units would hide it), else the first few.
 
+    How much a metric rests on (bytes, prompts) is no metric.
+
     Args:
         series: what there is.
         means: only the first mean, so that several runs can be told apart.
     """
-    held_out = [name for name in series if name.startswith("val/")]
+    held_out = [name for name in series if name.startswith("val/") and not COUNTS & set(name.split("/"))]
     shown = [name for name in held_out if "/dice/" in name] or held_out
     if means:
         return ([name for name in shown if name.endswith("/mean")] or shown)[:1]

@@ -57,6 +57,18 @@ def test_steps_count_on_through_the_stages(tmp_path):
     assert plot_curves({"a": file, "b": file}, tmp_path / "b.png", title="both").read_bytes().startswith(PNG)
 
 
+def test_what_a_metric_rests_on_is_not_drawn():
+    names = (
+        "train/loss",
+        "val/bits_per_byte",
+        "val/bytes",
+        "val/bits_per_byte/jargon",
+        "val/bytes/jargon",
+        "val/prompts",
+    )
+    assert shown_metrics({name: ([1.0], [1.0]) for name in names}) == ["val/bits_per_byte", "val/bits_per_byte/jargon"]
+
+
 def test_curves_say_what_is_missing(tmp_path):
     with pytest.raises(BadDataError, match="No such file"):
         plot_curves({"a": tmp_path / "metrics.csv"}, tmp_path / "a.png")
