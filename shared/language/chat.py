@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -17,6 +18,7 @@ from bestiary.shared.core.build import build, nearest
 from bestiary.shared.core.command_line import WITH_VALUE
 from bestiary.shared.core.config import conf_dir, options
 from bestiary.shared.core.errors import BadDataError, ConfigError
+from bestiary.shared.core.estimate import available_memory
 from bestiary.shared.core.examples import Example, Message, text_message
 from bestiary.shared.core.protocols import Sampling
 from bestiary.shared.language.causal_lm import CausalLM, move
@@ -144,8 +146,26 @@ def load_model(cfg: DictConfig, choices: Mapping[str, str]) -> nn.Module:
     else:
         if cfg.backbone.get("kind") != "lm":
             raise ConfigError(f"backbone={chosen} is a mixer of segmentation nets: chat needs a language model")
+        refuse_what_cannot_fit(cfg.backbone, cfg.device)
         model = CausalLM(build(cfg.backbone))
     return model.eval().to(pick_device(cfg.device))
+
+
+def refuse_what_cannot_fit(backbone: DictConfig, device: str) -> None:
+    """Count a backbone's weights before they are allocated.
+
+    Raises:
+        ConfigError: with the figures, if there is no room for them.
+    """
+    with torch.device("meta"):
+        model = build(backbone)
+    needed = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    there = available_memory("cpu" if device == "cpu" else "auto")
+    if needed > there:
+        raise ConfigError(
+            f"this cannot fit: the weights take {needed / 2**30:.1f} GiB, and {there / 2**30:.1f} are there. "
+            "backbone.dtype=bfloat16 halves them"
+        )
 
 
 def split_texts(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:

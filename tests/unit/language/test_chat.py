@@ -173,3 +173,16 @@ def test_texts_are_taken_word_for_word():
         split_texts(["tempretur=1"])
     with pytest.raises(ConfigError, match="'hello' is not key=value"):
         split_texts(["hello"])
+
+
+def test_what_cannot_fit_is_refused_before_it_is_built(monkeypatch):
+    from omegaconf import OmegaConf
+
+    from bestiary.shared.core.config import conf_dir
+    from bestiary.shared.language.chat import refuse_what_cannot_fit
+
+    node = OmegaConf.load(conf_dir() / "backbone" / "llama_tiny.yaml")
+    refuse_what_cannot_fit(node, "cpu")
+    monkeypatch.setattr("bestiary.shared.language.chat.available_memory", lambda device: 10**6)
+    with pytest.raises(ConfigError, match=r"weights take 0\.0 GiB"):
+        refuse_what_cannot_fit(node, "cpu")
