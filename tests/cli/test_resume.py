@@ -56,6 +56,39 @@ def test_killed_run_goes_on_bit_for_bit(tool, tiny, whole, tmp_path, line):
     assert_same(folder, whole)
 
 
+EXPERTS = [
+    "+project=nemotron_h",
+    "backbone=hybrid_moe_tiny",
+    "recipe.steps=5",
+    "recipe.batch_size=4",
+    "recipe.micro_batch=2",
+    "recipe.window=32",
+    "dataset.held_out_documents=1",
+    "dataset.held_out_chars=100",
+    "callbacks.log_every_steps=1",
+    "callbacks.save_every_steps=1",
+]
+
+
+def test_experts_and_their_balance_go_on_bit_for_bit(tool, tmp_path):
+    """The selection bias moves after every step: it is saved, and the loads of a step that was cut off are not."""
+    from safetensors.torch import load_file
+
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    done = tool("train", *EXPERTS, f"paths.run_dir={whole}")
+    assert done.returncode == 0, done.stderr
+    kill_at(tool, "pretrain 3/5", signal.SIGKILL, *EXPERTS, f"paths.run_dir={folder}")
+    again = tool("train", *EXPERTS, f"paths.run_dir={folder}")
+    assert again.returncode == 0, again.stderr
+    assert "goes on from its last checkpoint" in again.stdout
+    assert_same(folder, whole, ["stages/pretrain/weights.safetensors", "metrics.csv"])
+    weights = load_file(folder / "stages" / "pretrain" / "weights.safetensors")
+    biases = [v for n, v in weights.items() if n.endswith("e_score_correction_bias")]
+    assert len(biases) == 4  # three layers and the MTP module
+    assert all(b.abs().max() > 2e-3 for b in biases)
+    assert "mtp_2" in (folder / "metrics.csv").read_text().splitlines()[0]
+
+
 @pytest.mark.slow
 def test_killed_while_checkpoints_are_rare(tool, tiny, whole, tmp_path):
     folder = tmp_path / "run"
