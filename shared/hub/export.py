@@ -41,6 +41,8 @@ def export(checkpoint: str, out: Path, dtype: str | None = None, shard_gb: float
         raise ConfigError(f"shard_gb must be a number, not {shard_gb!r}") from error
     if shard_bytes < 1:
         raise ConfigError(f"shard_gb must be positive, not {shard_gb}")
+    if out.exists() and not out.is_dir():
+        raise BadDataError(f"{out} is a file; give a folder")
     if (out / "config.json").exists():
         raise BadDataError(f"{out} holds a checkpoint already; give another folder")
     model, _ = load_checkpoint(find_checkpoint(checkpoint))

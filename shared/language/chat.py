@@ -222,6 +222,8 @@ def read_settings(cfg: DictConfig) -> dict[str, Any]:
     sampling = Sampling(**{name: cfg[name] for name in kinds}, stop=tuple(map(str, stop)))
     if cfg.budget is not None and cfg.budget < 0:
         raise ConfigError(f"budget must be 0 or more tokens, not {cfg.budget}")
+    if cfg.raw and (cfg.budget is not None or cfg.think is not None):
+        raise ConfigError("raw=true continues a text, which has no thoughts: leave think and budget out")
     return {"sampling": check_sampling(sampling), "thinking": cfg.think, "budget": cfg.budget, "raw": cfg.raw}
 
 

@@ -62,7 +62,9 @@ def test_ctrl_c_ends_a_single_answer(tool, folder):
         "temperature=2",
         "top_p=1",
     ]
-    job = tool.start("chat", *arguments, "prompt=hello", "raw=true", "stop=[]")
+    # A shell that starts tests in the background ignores Ctrl-C, and its children inherit that.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    job = tool.start("chat", *arguments, "prompt=hello", "raw=true", "stop=[]", before=heard)
     end = time.monotonic() + 60
     while len(job.stdout) < 5:
         assert time.monotonic() < end, job.stderr

@@ -41,7 +41,7 @@ def _product(a: torch.Tensor, b: torch.Tensor, ends: torch.Tensor) -> torch.Tens
     return torch.stack([p @ q for p, q in zip(a.split(sizes, 1), b.split(sizes), strict=True)])
 
 
-@torch.library.custom_op("bestiary::grouped_linear", mutates_args=())
+@torch.library.custom_op("bestiary_language::grouped_linear", mutates_args=())
 def _grouped_linear(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     # torch pads the rows of some results; what is traced must know the strides.
     return _product(x, weight.transpose(-2, -1), ends).contiguous()
@@ -52,7 +52,7 @@ def _(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor
     return x.new_empty(x.shape[0], weight.shape[1])
 
 
-@torch.library.custom_op("bestiary::grouped_linear_backward", mutates_args=())
+@torch.library.custom_op("bestiary_language::grouped_linear_backward", mutates_args=())
 def _grouped_linear_backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

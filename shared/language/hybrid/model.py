@@ -88,6 +88,8 @@ class HybridLM(nn.Module):
             raise ConfigError("HybridLM needs a config, or the path of a checkpoint")
         if isinstance(config, Mapping):
             check_arguments(HybridConfig, config, "backbone.config")
+            if lacking := {"pattern", "hidden_size"} - set(config):
+                raise ConfigError(f"backbone.config lacks {', '.join(sorted(lacking))}")
             config = HybridConfig(**config)
         self.extra_config: dict[str, Any] = {}
         if path is not None:

@@ -63,6 +63,8 @@ def test_vocabulary_must_hold_the_tokenizer():
         HybridLM()
     with pytest.raises(ConfigError, match=r"no argument 'hiden_size'; did you mean 'hidden_size'"):
         HybridLM({**GOOD, "hiden_size": 3})
+    with pytest.raises(ConfigError, match="config lacks hidden_size"):
+        HybridLM({"pattern": "M"})
 
 
 def test_weights_in_half_precision():

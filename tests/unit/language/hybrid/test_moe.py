@@ -115,7 +115,7 @@ def test_grouped_linear_with_empty_groups(width, out):
         torch.autograd.grad(y.sum(), [x, weight]), torch.autograd.grad(expected.sum(), [x, weight]), strict=True
     ):
         torch.testing.assert_close(got, want)
-    torch.library.opcheck(torch.ops.bestiary.grouped_linear.default, (x, weight, ends))
+    torch.library.opcheck(torch.ops.bestiary_language.grouped_linear.default, (x, weight, ends))
 
 
 # ------------------------------------------------------------------ balance
