@@ -326,6 +326,7 @@ def main():
     rows = [row for name in options.only for row in BENCHES[name](options)]
     result = environment()
     result.pop("threads")
+    result.pop("command")
     result = {
         "what": "the hybrid stack against transformers' nemotron_h on the CPU, fp32: CPU ms with one thread, medians",
         **result,

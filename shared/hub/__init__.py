@@ -1,1 +1,1 @@
-"""Checkpoints from elsewhere, converted once into folders of transformers."""
+"""Checkpoints in and out: released layouts, names of other frameworks, export, conversion."""

@@ -270,7 +270,7 @@ class HybridLM(nn.Module):
         if not routers:
             return {}
         loads = torch.stack([router.load for router in routers])
-        for router in routers:
+        for router in self.routers():
             router.load.zero_()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(loads)

@@ -58,11 +58,8 @@ def test_selected_rows_go_on_as_before(filled, run_lm, rows):
         torch.testing.assert_close(got, expected, **CLOSE)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 6])
-@pytest.mark.parametrize("back", [1, 2, 6])
+@pytest.mark.parametrize(("chunk", "back"), [(1, 1), (2, 1), (2, 2), (6, 1), (6, 2), (6, 6)])
 def test_going_back_over_a_recorded_chunk(filled, run_lm, chunk, back):
-    if back > chunk:
-        pytest.skip("not part of the last pass")
     lm, ids, cache = filled
     cache.record = True
     new, other = ids_of(3, chunk, 6), ids_of(3, 3, 7)
