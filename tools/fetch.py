@@ -11,7 +11,6 @@ and renamed, so an asset is whole or absent. This is the only code in the reposi
 from __future__ import annotations
 
 import argparse
-import fcntl
 import fnmatch
 import hashlib
 import json
@@ -20,15 +19,13 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 # The package is found from any folder and before any install.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from bestiary.shared.core.errors import UserError
-from bestiary.shared.data.assets import RECORD, Asset, data_root, load_manifest
+from bestiary.shared.data.assets import RECORD, Asset, data_root, load_manifest, locked
 
 TIMEOUT_S = 1800
 
@@ -42,7 +39,7 @@ def fetch(asset: Asset) -> bool:
     Raises:
         UserError: if it cannot be downloaded, has another sha256, or lacks a wanted file. Nothing is kept then.
     """
-    with _locked(asset):
+    with locked(asset.name):
         if asset.present:
             return False
         aside = data_root() / "partial" / asset.name
@@ -61,16 +58,6 @@ def fetch(asset: Asset) -> bool:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return True
-
-
-@contextmanager
-def _locked(asset: Asset) -> Iterator[None]:
-    # Two runs that need the same asset must not unpack into the same folder.
-    locks = data_root() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with open(locks / f"{asset.name}.lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _download(asset: Asset, folder: Path) -> Path:

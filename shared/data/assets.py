@@ -6,9 +6,12 @@ by version and sha256. This module imports neither torch nor a network client, s
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -71,6 +74,16 @@ class Asset:
 def data_root() -> Path:
     """The folder of everything obtained: ``$BESTIARY_DATA``, or ``~/.cache/bestiary``."""
     return Path(os.environ.get("BESTIARY_DATA") or Path.home() / ".cache" / "bestiary").expanduser()
+
+
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Hold the lock of that name among all processes that share the data folder: two must not make the same thing."""
+    folder = data_root() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"{name}.lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def manifest_path() -> Path:

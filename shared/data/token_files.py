@@ -7,12 +7,10 @@ is written aside and renamed, so it is whole or absent.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +19,7 @@ import numpy as np
 
 from bestiary.shared.core.errors import BadDataError, ConfigError
 from bestiary.shared.core.protocols import Tokenizer
-from bestiary.shared.data.assets import data_root
+from bestiary.shared.data.assets import data_root, locked
 
 RECORD = "about.json"
 """Name of the file that says of what the tokens are; written last."""
@@ -66,16 +64,6 @@ def token_file(revision: str, tokenizer: Tokenizer, texts: Iterable[str]) -> Tok
             "BESTIARY_DATA to a folder that can be written"
         ) from error
     return found
-
-
-@contextmanager
-def locked(name: str) -> Iterator[None]:
-    """Hold the lock of that name among all processes that share the data folder."""
-    folder = data_root() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"{name}.lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _file_name(name: str) -> str:

