@@ -59,7 +59,7 @@ def make_step(overrides):
     from bestiary.shared.core.checkpoint import Structure, build_model
     from bestiary.shared.core.config import compose, resolved
     from bestiary.shared.core.protocols import StepContext
-    from bestiary.shared.core.stages import read_stages
+    from bestiary.shared.core.recipe import read_stages
     from bestiary.shared.core.streams import Stream
 
     cfg, choices = compose(["+project=asm_unet", *overrides])

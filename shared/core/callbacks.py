@@ -178,7 +178,7 @@ class Progress(pl.Callback):
         if not trainer.is_global_zero:
             return
         step, values = pl_module.position, pl_module.last_metrics
-        note = f"loss {values.get('loss', float('nan')):.4f}"
+        note = "  ".join(f"{name} {values.get(name, float('nan')):.4f}" for name in pl_module.headline)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, note=note)
         elif step == self._first + 1 or step % self.every == 0 or step == pl_module.steps:

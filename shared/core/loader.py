@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,6 +119,31 @@ def check_phases(where: str, blend: Mapping[str, Any] | None, shares: Any) -> No
     if blend:
         weights = {name: (entry or {}).get("weight", 1) for name, entry in blend.items()}
         phase_weights(f"{where}.blend", weights, len(shares) + 1)
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What an objective that makes its own data is given in place of a loader (``Objective.loader``).
+
+    Attributes:
+        source, part: where prompts come from. stream: names the stage's samples.
+        processor: examples to batches.
+        start, steps: the first step that is left, and the stage's steps.
+        rank, world_size: this process.
+        folder: the stage's folder, for what the objective writes.
+        max_len: longest sequence in tokens, or None.
+    """
+
+    source: DataSource
+    part: str | None
+    stream: Stream
+    processor: Processor
+    start: int
+    steps: int
+    rank: int
+    world_size: int
+    folder: Path
+    max_len: int | None = None
 
 
 class StreamDataset(Dataset[Example]):

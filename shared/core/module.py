@@ -66,6 +66,8 @@ class BestiaryModule(pl.LightningModule):
         self.stop_agreed = False
         self.last_metrics: dict[str, float] = {}
         self.make_loader: Callable[[int, int, int], Any] | None = None
+        self.loss_name: str = getattr(objective, "loss_name", "loss")
+        self.headline: tuple[str, ...] = getattr(objective, "headline", ("loss",))
         self._make_optim, self._schedule = optim, schedule
         self.stage, self.steps, self.seed = stage, steps, seed
         self.clip, self.no_decay, self.max_bad_steps = clip, tuple(no_decay), max_bad_steps
@@ -146,9 +148,9 @@ class BestiaryModule(pl.LightningModule):
         self.last_metrics = metrics
 
     def _tell_modules(self, applied: bool) -> dict[str, float]:
-        """Call ``after_step`` of the modules that have it (a router balances its experts so); what they want logged."""
+        """Call ``after_step`` of what has it (a router balances its experts so); returns what they want logged."""
         metrics: dict[str, float] = {}
-        for module in self.model.modules():
+        for module in (*self.model.modules(), self.objective):
             after_step = getattr(module, "after_step", None)
             if callable(after_step):
                 found: Any = after_step(applied)
@@ -157,6 +159,9 @@ class BestiaryModule(pl.LightningModule):
 
     def _backward(self, batch: Batch, context: StepContext) -> dict[str, torch.Tensor]:
         """Backward of every micro-batch; returns this rank's sums."""
+        experience = getattr(self.objective, "experience", None)
+        if experience is not None:
+            batch = experience(self.model, batch, context)
         parts = self.objective.micro_batches(batch)
         total: dict[str, torch.Tensor] = {}
         for number, part in enumerate(parts):
@@ -165,8 +170,8 @@ class BestiaryModule(pl.LightningModule):
                 loss = self.objective.loss(self.model, part, context)
                 # A loss that is not finite still goes backward: the other ranks wait for its gradients.
                 self.manual_backward(loss.loss_sum)
-            values = {"loss": loss.loss_sum.detach(), "terms": torch.as_tensor(loss.num_terms)} | loss.metrics
-            values["bad"] = 1.0 - torch.isfinite(values["loss"]).double()
+            values = {self.loss_name: loss.loss_sum.detach(), "terms": torch.as_tensor(loss.num_terms)} | loss.metrics
+            values["bad"] = 1.0 - torch.isfinite(values[self.loss_name]).double()
             for name, value in values.items():
                 total[name] = total.get(name, 0) + value.detach().double().to(self.device)  # type: ignore[operator]
         total["stop"] = torch.tensor(float(self.stop_requested), dtype=torch.float64, device=self.device)

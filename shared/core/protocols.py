@@ -271,6 +271,9 @@ class Model(Protocol):
 
     A model with an attribute ``tasks`` is refused data of any other task, before anything is read.
 
+    A model whose prompts hold more than text has ``embed(batch) -> (B, T, D)``, the embedded prompts with everything in
+    them; rollouts and their scoring encode a prompt once with it, however many completions it gets.
+
     A model that must remember something of its data beyond the spec (an image's normalisation) also has
     ``adapt_to(source)``, called once before a run's first stage; it keeps what it learns in a buffer.
 
@@ -320,7 +323,15 @@ class Loss:
 
 @runtime_checkable
 class Objective(Protocol):
-    """What a recipe's stage minimises."""
+    """What a recipe's stage minimises.
+
+    An objective whose data the model itself makes (rollouts) has two members more. ``loader(data) -> Iterable`` takes
+    the :class:`~bestiary.shared.core.loader.StageData` and yields what the steps of this rank begin with, one item a
+    step, with a length; ``experience(model, batch, ctx) -> Batch`` turns such an item into the batch to learn from,
+    inside the step. One with state has ``state_dict`` and ``load_state_dict``: they go into checkpoints. One with
+    ``after_step(applied) -> {name: number}`` is told, as modules are, and what it returns is logged as it stands.
+    ``loss_name`` is what the loss is logged as, and ``headline`` names the numbers that progress shows.
+    """
 
     def loss(self, model: nn.Module, batch: Batch, ctx: StepContext) -> Loss: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader
 
 from bestiary.shared.core.build import build, nearest, to_plain
 from bestiary.shared.core.callbacks import Checkpoint, HeldOut, Log, Progress
@@ -32,105 +31,23 @@ from bestiary.shared.core.checkpoint import (
 )
 from bestiary.shared.core.errors import BadDataError, ConfigError
 from bestiary.shared.core.evaluate import evaluate_all
-from bestiary.shared.core.loader import Blend, RankSteps, StreamDataset, check_phases, phase_starts, train_loader
+from bestiary.shared.core.loader import (
+    Blend,
+    RankSteps,
+    StageData,
+    StreamDataset,
+    phase_starts,
+    train_loader,
+)
 from bestiary.shared.core.loggers import MetricsFile, WandbLog
 from bestiary.shared.core.module import BestiaryModule
 from bestiary.shared.core.prepare import set_trainable
 from bestiary.shared.core.protocols import DataSource
+from bestiary.shared.core.recipe import Stage, read_stages
 from bestiary.shared.core.runs import Run
 from bestiary.shared.core.schedules import Constant
 from bestiary.shared.core.specs import DataSpec
 from bestiary.shared.core.streams import Stream
-
-
-@dataclass
-class Stage:
-    """One stage of a recipe; the keys of ``recipe.stages.<name>``.
-
-    Attributes:
-        objective: node of the objective.
-        optim: node of the optimiser (built with the parameter groups).
-        steps: optimiser steps.
-        batch_size: samples a step, over all ranks and micro-batches.
-        data: ``{part: NAME}`` of the run's data set, or null for the whole.
-        blend: name to ``{dataset: node or null (the run's), part, weight}``; instead of ``data``.
-        phases: shares of the steps at which the blend's next phase begins; a weight may then be a list, one a phase.
-        schedule: node of the learning-rate schedule, or null for constant.
-        trainable: globs of parameters that are trained. prepare: nodes applied before the stage.
-        no_decay: globs of parameters without weight decay. clip: largest gradient norm, or null.
-        max_len: longest sequence in tokens, or null. evaluate: names from recipe.evaluations.
-        eval_every: steps between evaluations on the validation part, or null for the stage's end alone.
-        num_workers: processes that make examples; 0 makes them in the training process.
-        max_bad_steps: steps with a loss that is not finite, after which the run ends.
-    """
-
-    objective: dict[str, Any]
-    optim: dict[str, Any]
-    steps: int
-    batch_size: int
-    data: dict[str, Any] | None = None
-    blend: dict[str, Any] | None = None
-    phases: list[float] | None = None
-    schedule: dict[str, Any] | None = None
-    trainable: list[str] = field(default_factory=lambda: ["*"])
-    prepare: list[dict[str, Any]] = field(default_factory=list)
-    no_decay: list[str] = field(default_factory=list)
-    clip: float | None = None
-    max_len: int | None = None
-    evaluate: list[str] = field(default_factory=list)
-    eval_every: int | None = None
-    num_workers: int = 0
-    max_bad_steps: int = 10
-
-    @classmethod
-    def read(cls, name: str, node: Any) -> Stage:
-        """Read and check one stage.
-
-        Raises:
-            ConfigError: for an unknown, missing or impossible value.
-        """
-        values = to_plain(node)
-        known = [f.name for f in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise ConfigError(f"recipe.stages.{name} has no key {key!r}{nearest(key, known)}")
-        for key in ("objective", "optim", "steps", "batch_size"):
-            if values.get(key) is None:
-                raise ConfigError(f"recipe.stages.{name}.{key} is missing")
-        whole = ("steps", "batch_size", "num_workers", "max_bad_steps", "max_len", "eval_every")
-        for key in whole:
-            if values.get(key) is not None and (not isinstance(values[key], int) or isinstance(values[key], bool)):
-                raise ConfigError(f"recipe.stages.{name}.{key} must be a whole number, not {values[key]!r}")
-        stage = cls(**values)
-        if stage.num_workers < 0:
-            raise ConfigError(f"recipe.stages.{name}.num_workers must not be negative")
-        if stage.steps < 1 or stage.batch_size < 1:
-            raise ConfigError(f"recipe.stages.{name}: steps and batch_size must be at least 1")
-        if stage.data and stage.blend:
-            raise ConfigError(f"recipe.stages.{name} has both data and blend; give one")
-        check_phases(f"recipe.stages.{name}", stage.blend, stage.phases)
-        return stage
-
-
-def read_stages(cfg: DictConfig) -> dict[str, Stage]:
-    """The stages that will run, in order, with the debug caps applied last."""
-    debug = dict(cfg.get("debug") or {})
-    stages = {name: Stage.read(name, cfg.recipe.stages[name]) for name in cfg.recipe.run}
-    world = processes(cfg)
-    for name, stage in stages.items():
-        stage.steps = min(stage.steps, debug.get("max_steps") or stage.steps)
-        stage.batch_size = min(stage.batch_size, max(debug.get("max_batch") or stage.batch_size, world))
-        if stage.batch_size % world:
-            raise ConfigError(
-                f"recipe.stages.{name}.batch_size {stage.batch_size} cannot be divided over {world} processes"
-            )
-    return stages
-
-
-def processes(cfg: DictConfig) -> int:
-    """How many processes the trainer will have, as far as the config says (``devices: auto`` counts as one)."""
-    devices = cfg.trainer.get("devices", 1)
-    return devices * cfg.trainer.get("num_nodes", 1) if isinstance(devices, int) and devices > 0 else 1
 
 
 @dataclass
@@ -229,7 +146,7 @@ def _run_stage(setting: Setting, name: str, stage: Stage, folder: Path, previous
     set_trainable(model, stage.trainable)
     module = make_module(setting, name, stage, model)
     last = folder / "last.ckpt"
-    module.make_loader = partial(make_loader, setting, name, stage, model)
+    module.make_loader = partial(make_loader, setting, name, stage, model, module.objective)
     trainer, log = make_trainer(setting, stage, last)
     if last.is_file():
         print(f"stage {name}: goes on from its last checkpoint", flush=True)
@@ -286,8 +203,15 @@ def module_class(cfg: DictConfig) -> type[BestiaryModule]:
 
 
 def make_loader(
-    setting: Setting, name: str, stage: Stage, model: nn.Module, start: int, rank: int, world_size: int
-) -> DataLoader:
+    setting: Setting,
+    name: str,
+    stage: Stage,
+    model: nn.Module,
+    objective: Any,
+    start: int,
+    rank: int,
+    world_size: int,
+) -> Any:
     """The loader of one rank's share of a stage's steps, from step ``start`` on."""
     source = setting.source
     if stage.blend:
@@ -299,11 +223,15 @@ def make_loader(
             phase_starts(stage.phases or [], stage.steps),
         )
         source.check()
-    repeat = stage.batch_size if setting.debug.get("repeat_batch") else None
-    dataset = StreamDataset(
-        source, Stream(setting.cfg.seed, name, stage.batch_size), (stage.data or {}).get("part"), repeat
-    )
+    stream = Stream(setting.cfg.seed, name, stage.batch_size)
+    part = (stage.data or {}).get("part")
     processor = model.processor(**({"max_len": stage.max_len} if stage.max_len else {}))  # type: ignore[operator]
+    if hasattr(objective, "loader"):
+        folder = setting.run.stages / name
+        data = StageData(source, part, stream, processor, start, stage.steps, rank, world_size, folder, stage.max_len)
+        return objective.loader(data)
+    repeat = stage.batch_size if setting.debug.get("repeat_batch") else None
+    dataset = StreamDataset(source, stream, part, repeat)
     sampler = RankSteps(stage.steps, stage.batch_size, rank, world_size, start)
     return train_loader(dataset, sampler, processor, stage.num_workers)
 

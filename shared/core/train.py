@@ -30,17 +30,16 @@ from bestiary.shared.core.estimate import refuse_what_cannot_fit
 from bestiary.shared.core.evaluate import evaluate_all
 from bestiary.shared.core.loggers import MetricsFile, WandbLog
 from bestiary.shared.core.protocols import DataSource
+from bestiary.shared.core.recipe import Stage, read_stages
 from bestiary.shared.core.runs import FinishedRun, Run, add_wall_time, device_name, open_run, rank, write_result
 from bestiary.shared.core.stages import (
     Setting,
-    Stage,
     auto_precision,
     device_of,
     final_split,
     first_structure,
     module_class,
     read_evaluations,
-    read_stages,
     run_stages,
 )
 

@@ -36,6 +36,10 @@ class CausalLM(nn.Module):
         """Examples to batches, with this backbone's tokenizer."""
         return TextProcessor(self.backbone.tokenizer, max_len)
 
+    def embed(self, batch: Batch) -> torch.Tensor:
+        """The embedded prompts (B, T, D)."""
+        return self.backbone.embed(batch["input_ids"])  # type: ignore[typeddict-item]
+
     def forward(self, batch: Batch) -> Output:
         """Logits (B, T, V) of a batch, and what the backbone adds in training (multi-token logits, router balance)."""
         lm: LMBatch = batch  # type: ignore[assignment]

@@ -13,7 +13,7 @@ import torch
 from bestiary.shared.core.errors import ConfigError
 from bestiary.shared.core.examples import Batch, LMBatch
 from bestiary.shared.core.protocols import Rollout, Sampling
-from bestiary.shared.core.streams import derive_seed
+from bestiary.shared.core.streams import uniform_keys, uniforms
 from bestiary.shared.language.text_stream import StopFilter, TextStream, overlap
 
 
@@ -145,6 +145,7 @@ class Generation:
             for sample in range(n):
                 thought = Thought(think, tokenizer, prompt) if think else None
                 self._rows.append(_Row(len(self._rows), name, sample, thought))
+        self._keys: np.ndarray | None = None
         self._stream: Iterator[tuple[int, str]] | None = None
         self.first_token_at: float | None = None
 
@@ -220,14 +221,14 @@ class Generation:
     def _draw(self, logprobs: torch.Tensor, rows: Sequence[_Row], step: int) -> torch.Tensor:
         if self.sampling.temperature == 0:
             return logprobs.argmax(-1)
-        seed = self.sampling.seed
-        noise = np.stack(
-            [
-                np.random.default_rng(derive_seed(seed, row.name, row.sample, step)).gumbel(size=logprobs.shape[1])
-                for row in rows
-            ]
-        )
-        return (logprobs + torch.from_numpy(noise).to(logprobs)).argmax(-1)
+        if self._keys is None:
+            names, samples = [row.name for row in self._rows], [row.sample for row in self._rows]
+            self._keys = uniform_keys(self.sampling.seed, names, samples)
+        drawn = uniforms(self._keys[[row.index for row in rows]], step)
+        # The first token at which the cumulative probability exceeds the draw: one number a row, whatever V is.
+        below = logprobs.double().exp().cumsum(-1)
+        wanted = torch.from_numpy(drawn).to(below.device)[:, None] * below[:, -1:]
+        return torch.searchsorted(below, wanted, right=True)[:, 0]
 
 
 def select_rows(cache: Any, rows: torch.Tensor) -> Any:

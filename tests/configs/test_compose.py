@@ -17,7 +17,8 @@ from bestiary.shared.core.config import (
     resolved,
 )
 from bestiary.shared.core.errors import ConfigError
-from bestiary.shared.core.stages import module_class, read_evaluations, read_stages
+from bestiary.shared.core.recipe import read_stages
+from bestiary.shared.core.stages import module_class, read_evaluations
 from bestiary.shared.core.train import without_missing
 
 PROJECTS = options("project")

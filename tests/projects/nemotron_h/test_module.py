@@ -11,9 +11,9 @@ from bestiary.shared.core.build import build
 from bestiary.shared.core.config import compose, conf_dir, options
 from bestiary.shared.core.module import BestiaryModule
 from bestiary.shared.core.protocols import Sampling, StepContext
+from bestiary.shared.core.recipe import read_stages
 from bestiary.shared.core.runs import FinishedRun
 from bestiary.shared.core.schedules import Constant
-from bestiary.shared.core.stages import read_stages
 from bestiary.shared.language.byte_tokenizer import ByteTokenizer
 from bestiary.shared.language.causal_lm import CausalLM
 

@@ -5,8 +5,8 @@ import pytest
 
 from bestiary.shared.core.errors import ConfigError
 from bestiary.shared.core.loader import Blend, RankSteps, StreamDataset, check_phases, phase_starts, train_loader
+from bestiary.shared.core.recipe import Stage
 from bestiary.shared.core.specs import DataSpec
-from bestiary.shared.core.stages import Stage
 from bestiary.shared.core.streams import Stream
 
 STREAM = Stream(0, "pretrain", 8)
