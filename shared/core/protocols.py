@@ -73,6 +73,9 @@ class Rollout:
         logprobs: (B*n, T) float32, log-probabilities under the distribution that was sampled from.
         texts: decoded completions.
         finish_reasons: ``stop`` or ``length``.
+        entropies: (B*n, T) float32, of the distribution over ``temperature`` before cuts, in nats; None where it was not
+            asked for.
+        lengths: (B*n,) int64, tokens of each row, forced ones included.
     """
 
     completion_ids: torch.Tensor
@@ -80,6 +83,8 @@ class Rollout:
     logprobs: torch.Tensor
     texts: list[str]
     finish_reasons: list[str]
+    entropies: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
 
 
 @runtime_checkable
@@ -230,7 +235,8 @@ class Cache(Protocol):
 class LanguageBackbone(Protocol):
     """A decoder-only language model behind one face (``kind: lm`` in conf/backbone).
 
-    One whose caches can be saved also has ``load_cache(path)``.
+    One whose caches can be saved also has ``load_cache(path)``; one through whose caches gradients flow says so with
+    ``cache_carries_gradient = True``.
     """
 
     hidden_size: int

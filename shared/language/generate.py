@@ -110,6 +110,7 @@ class Generation:
         inputs_embeds: (B, T, D) in place of the embedded ``input_ids``, for prompts with images or audio in them.
         think: the budget of thoughts, or None.
         prefill_chunk: run the prompts this many tokens at a time; less memory, same result.
+        entropy: keep the entropy of each distribution that was drawn from.
 
     Attributes:
         first_token_at: ``time.perf_counter()`` when the prompts were read and the first token was drawn, or None.
@@ -128,6 +129,7 @@ class Generation:
         inputs_embeds: torch.Tensor | None = None,
         think: ThinkBudget | None = None,
         prefill_chunk: int | None = None,
+        entropy: bool = False,
     ):
         self.backbone, self.n = backbone, n
         self.batch: LMBatch = batch  # type: ignore[assignment]
@@ -136,7 +138,7 @@ class Generation:
             raise ConfigError("there is no prompt to complete")
         if prefill_chunk is not None and prefill_chunk < 1:
             raise ConfigError(f"prefill_chunk must be 1 or more, not {prefill_chunk}")
-        self._embeds, self._chunk = inputs_embeds, prefill_chunk
+        self._embeds, self._chunk, self._entropy = inputs_embeds, prefill_chunk, entropy
         tokenizer = backbone.tokenizer
         self._ends = {tokenizer.eos_id, *tokenizer.stop_ids}
         self._rows = []
@@ -166,6 +168,10 @@ class Generation:
             padded([row.scores for row in self._rows], 0.0).reshape(len(self._rows), width).float(),
             [tokenizer.decode(row.ids) for row in self._rows],
             ["stop" if row.ended else "length" for row in self._rows],
+            padded([row.entropies for row in self._rows], 0.0).reshape(len(self._rows), width).float()
+            if self._entropy
+            else None,
+            torch.tensor([len(row.ids) for row in self._rows], device=device),
         )
 
     def stream(self) -> Iterator[tuple[int, str]]:
@@ -185,6 +191,9 @@ class Generation:
             logprobs = sampling_logprobs(logits[:, -1], self.sampling)
             chosen = self._draw(logprobs, alive, step)
             scores = logprobs.gather(1, chosen[:, None])[:, 0].tolist()
+            if self._entropy:
+                for row, value in zip(alive, self._entropies(logits[:, -1], logprobs).tolist(), strict=True):
+                    row.entropies.append(value)
             self.first_token_at = self.first_token_at or time.perf_counter()
             for row, token, score in zip(alive, chosen.tolist(), scores, strict=True):
                 if piece := row.push(token, score, self._ends):
@@ -202,6 +211,13 @@ class Generation:
         for row in alive:
             if not row.ended and (piece := row.flush()):
                 yield row.index, piece
+
+    def _entropies(self, logits: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
+        """Of the uncut distribution, (rows,)."""
+        sampling = self.sampling
+        if sampling.temperature and (sampling.top_k or sampling.top_p < 1 or sampling.min_p):
+            logprobs = torch.log_softmax(logits.float() / sampling.temperature, -1)
+        return -(logprobs.exp() * logprobs).sum(-1)
 
     def _prefill(self) -> tuple[torch.Tensor, Any, torch.Tensor, torch.Tensor]:
         """Run the prompts, then repeat their rows: logits (B*n, 1, V), cache, mask (B*n, T), last position (B*n, 1)."""
@@ -256,6 +272,7 @@ class _Row:
     ids: list[int] = field(default_factory=list)
     own: list[bool] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
     ended: bool = False
     text: TextStream | None = None
     stop: StopFilter = field(default_factory=StopFilter)

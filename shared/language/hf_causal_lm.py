@@ -35,11 +35,14 @@ class HFCausalLM(nn.Module):
 
     Attributes:
         hidden_size: width of the embeddings. tokenizer: the tokenizer. lm: transformers' module.
+        cache_carries_gradient: a loss on later tokens reaches the earlier ones through the cache.
 
     Raises:
         ConfigError: for an unknown architecture, tokenizer or dtype, or one that is not the checkpoint's.
         BadDataError: for a folder that is not there, or not whole.
     """
+
+    cache_carries_gradient = True
 
     def __init__(
         self,

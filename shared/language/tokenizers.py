@@ -1,4 +1,4 @@
-"""Tokenizers by name: bytes, SmolLM2's, Mistral's, or those of a checkpoint folder of transformers."""
+"""Tokenizers by name: bytes, symbols, SmolLM2's, Mistral's, or those of a checkpoint folder of transformers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from bestiary.shared.core.examples import Message
 from bestiary.shared.language.byte_tokenizer import ByteTokenizer
 from bestiary.shared.language.chat_templates import TEMPLATES, Segment, chatml
 from bestiary.shared.language.jinja_chat import JinjaChat
+from bestiary.shared.language.symbol_tokenizer import SymbolTokenizer
 
-NAMES = ("byte", "smollm2", "mistral")
+NAMES = ("byte", "symbols:…", "smollm2", "mistral")
 
 
 def load_tokenizer(name: str, template: str | None = None) -> Any:
     """A tokenizer (:class:`bestiary.shared.core.protocols.Tokenizer`).
 
     Args:
-        name: ``byte``, ``smollm2``, ``mistral``, or a folder with tokenizer files of transformers.
+        name: ``byte``, ``smollm2``, ``mistral``, ``symbols:`` and the characters that are its tokens
+            (``symbols:0123456789+=``), or a folder with tokenizer files of transformers.
         template: a name of :data:`~bestiary.shared.language.chat_templates.TEMPLATES`, in place of the tokenizer's own
             chat template. None: its own, or ChatML where it has none.
 
     Raises:
-        ConfigError: for an unknown name or template.
+        ConfigError: for an unknown name or template, or symbols that do not fit.
         MissingDataError: if the asset is not on this machine.
         BadDataError: for files that cannot be used.
     """
@@ -39,6 +41,8 @@ def load_tokenizer(name: str, template: str | None = None) -> Any:
         )
     if name == "byte":
         return ByteTokenizer()
+    if name.startswith("symbols:"):
+        return SymbolTokenizer(name.removeprefix("symbols:"))
     if name == "smollm2":
         from bestiary.shared.hub.smollm2 import converted
 

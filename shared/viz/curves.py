@@ -73,10 +73,12 @@ def plot_curves(runs: Mapping[str, Path], path: Path, title: str = "") -> Path:
         loss = series.get("train/loss")
         if loss:
             left.plot(*loss, label=name, color=f"C{number}", linewidth=1.4)
+        if "train/reward" in series:  # rollouts: the surrogate says nothing, the reward does
+            left.plot(*series["train/reward"], label=f"{name}: reward", color=f"C{number + 1}", linewidth=1.4)
         for index, metric in enumerate(shown_metrics(series, means=len(runs) > 1)):
             label = f"{name}: {metric}" if len(runs) > 1 else metric
             right.plot(*series[metric], "o-", label=label, color=f"C{index + number}", markersize=4)
-    for axis, heading in ((left, "training loss"), (right, "held out (val)")):
+    for axis, heading in ((left, "training"), (right, "held out (val)")):
         axis.set_title(heading, fontsize=10)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
@@ -101,7 +103,8 @@ def shown_metrics(series: Series, means: bool = False) -> list[str]:
         means: only the first mean, so that several runs can be told apart.
     """
     held_out = [name for name in series if name.startswith("val/") and not COUNTS & set(name.split("/"))]
-    shown = [name for name in held_out if "/dice/" in name] or held_out
+    passed = [name for name in held_out if name.endswith("/pass@1")]
+    shown = [name for name in held_out if "/dice/" in name] or passed or held_out
     if means:
         return ([name for name in shown if name.endswith("/mean")] or shown)[:1]
     return shown[:MOST_CURVES]

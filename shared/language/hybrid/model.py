@@ -72,6 +72,8 @@ class HybridLM(nn.Module):
         ConfigError: for a shape that cannot be.
     """
 
+    cache_carries_gradient = True
+
     def __init__(
         self,
         config: HybridConfig | Mapping[str, Any] | None = None,

@@ -1,0 +1,1 @@
+"""Where prompts are played out: single answers, and episodes with tools."""

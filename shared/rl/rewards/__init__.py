@@ -1,0 +1,1 @@
+"""Rewards: verifiers by name, how they read an answer, the processes they work in, and shapings of a whole step."""

@@ -1,0 +1,1 @@
+"""Data sources for reinforcement learning: prompts with what is needed to score an answer."""
