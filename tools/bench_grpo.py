@@ -5,8 +5,8 @@
     python tools/bench_grpo.py --peer /tmp/trl/bin/python              # three seeds, about ten minutes
     python tools/bench_grpo.py --peer /tmp/trl/bin/python --seeds 0 --rounds 1 --steps 20 --out /tmp
 
-CPU seconds of the steps alone, logging on in both, rounds interleaved, medians; evaluations stand outside the clock. The
-task is tiny, so what is compared is the work around the model, not a GPU's throughput. Writes docs/benchmarks/.
+CPU seconds of the steps alone, logging on in both, rounds interleaved, medians; evaluations stand outside the clock.
+The task is tiny, so what is compared is the work around the model, not a GPU's throughput. Writes docs/benchmarks/.
 """
 
 from __future__ import annotations

@@ -70,12 +70,12 @@ class Setting:
 
 
 def read_evaluations(cfg: DictConfig) -> dict[str, tuple[Any, str | None]]:
-    """Build the protocols of ``recipe.evaluations``: name to (protocol, part).
+    """Build the protocols of ``recipe.evaluations``: name to (protocol, part); a null entry is left out.
 
     Raises:
         ConfigError: if a stage asks for one that is not there.
     """
-    nodes = to_plain(cfg.recipe.get("evaluations") or {})
+    nodes = {name: node for name, node in to_plain(cfg.recipe.get("evaluations") or {}).items() if node}
     for stage in cfg.recipe.run:
         for name in cfg.recipe.stages[stage].get("evaluate") or []:
             if name not in nodes:
