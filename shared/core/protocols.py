@@ -333,7 +333,7 @@ class Objective(Protocol):
 
     An objective whose data the model itself makes (rollouts) has two members more. ``loader(data) -> Iterable`` takes
     the :class:`~bestiary.shared.core.loader.StageData` and yields what the steps of this rank begin with, one item a
-    step, with a length; ``experience(model, batch, ctx) -> Batch`` turns such an item into the batch to learn from,
+    step, its length that of the whole stage; ``experience(model, batch, ctx) -> Batch`` turns such an item into the batch to learn from,
     inside the step. One with state has ``state_dict`` and ``load_state_dict``: they go into checkpoints. One with
     ``after_step(applied) -> {name: number}`` is told, as modules are, and what it returns is logged as it stands.
     ``loss_name`` is what the loss is logged as, and ``headline`` names the numbers that progress shows.

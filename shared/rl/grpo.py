@@ -366,7 +366,7 @@ class Steps:
         self.start, self.steps = start, steps
 
     def __len__(self) -> int:
-        return self.steps - self.start
+        return self.steps  # as RankSteps: Lightning counts from the stage's first step
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for step in range(self.start, self.steps):
