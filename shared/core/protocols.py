@@ -73,8 +73,8 @@ class Rollout:
         logprobs: (B*n, T) float32, log-probabilities under the distribution that was sampled from.
         texts: decoded completions.
         finish_reasons: ``stop`` or ``length``.
-        entropies: (B*n, T) float32, of the distribution over ``temperature`` before cuts, in nats; None where it was not
-            asked for.
+        entropies: (B*n, T) float32, of the distribution over ``temperature`` before cuts, in nats; None where nobody
+            asked for it.
         lengths: (B*n,) int64, tokens of each row, forced ones included.
     """
 
@@ -333,10 +333,11 @@ class Objective(Protocol):
 
     An objective whose data the model itself makes (rollouts) has two members more. ``loader(data) -> Iterable`` takes
     the :class:`~bestiary.shared.core.loader.StageData` and yields what the steps of this rank begin with, one item a
-    step, its length that of the whole stage; ``experience(model, batch, ctx) -> Batch`` turns such an item into the batch to learn from,
-    inside the step. One with state has ``state_dict`` and ``load_state_dict``: they go into checkpoints. One with
-    ``after_step(applied) -> {name: number}`` is told, as modules are, and what it returns is logged as it stands.
-    ``loss_name`` is what the loss is logged as, and ``headline`` names the numbers that progress shows.
+    step; its length is that of the whole stage. ``experience(model, batch, ctx) -> Batch`` turns such an item into the
+    batch to learn from, inside the step. One with state has ``state_dict`` and ``load_state_dict``: they go into
+    checkpoints. One with ``after_step(applied) -> {name: number}`` is told, as modules are, and what it returns is
+    logged as it stands. ``loss_name`` is what the loss is logged as, and ``headline`` names the numbers that progress
+    shows.
     """
 
     def loss(self, model: nn.Module, batch: Batch, ctx: StepContext) -> Loss: ...

@@ -23,7 +23,8 @@ TINY = [
     "dataset.held_out=6",
     "callbacks.log_every_steps=1",
     "callbacks.save_every_steps=1",
-    "recipe.shapings=[{_target_: bestiary.shared.rl.rewards.shaping.OverlongPenalty, max_tokens: 12, cache_tokens: 11}]",
+    "recipe.shapings=["
+    "{_target_: bestiary.shared.rl.rewards.shaping.OverlongPenalty, max_tokens: 12, cache_tokens: 11}]",
 ]
 STATEFUL = [
     "recipe.updates=2",
@@ -116,7 +117,7 @@ def test_two_processes_equal_one(unbroken, root, clean_env, tmp_path):
 
 
 def test_replay_under_the_run_s_own_rule_changes_nothing(unbroken, tool, tmp_path):
-    args, whole, _ = unbroken
+    _, whole, _ = unbroken
     out = tmp_path / "replay.csv"
     done = tool("replay", f"run={whole}", f"out={out}")
     assert done.returncode == 0, done.stderr
