@@ -32,7 +32,7 @@ from bestiary.shared.rl.records import Records
 from bestiary.shared.rl.reward_pool import RewardPool
 from bestiary.shared.rl.rollouts import Group, NativeEngine, Rollouts, numbered, with_seed
 from bestiary.shared.rl.scoring import completion_logprobs
-from bestiary.shared.rl.start_up import check_start
+from bestiary.shared.rl.start_up import check_start, context_of, prompt_limit
 from bestiary.shared.rl.step_metrics import FlatSteps, step_metrics
 from bestiary.shared.rl.watchdog import Watchdog
 
@@ -119,6 +119,7 @@ class GRPO:
         self.rates, self.flat, self.watchdog = PassRates(), FlatSteps(flat_patience), Watchdog(watchdog_minutes)
         # The policy the stage begins with; taken before a checkpoint is loaded, so a resumed run has the same.
         self.reference = copy.deepcopy(model).requires_grad_(False).eval() if self.rule.kl else None
+        self.context = context_of(model)
         for module in model.modules():  # a dropped unit when training, and not when sampling, is another policy
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -144,7 +145,7 @@ class GRPO:
             data.processor,
             data.processor.tokenizer,
             self.prompts_at_once,
-            None if data.max_len is None else data.max_len - self.sampling.max_new_tokens,
+            prompt_limit(data.max_len, self.context, self.sampling.max_new_tokens),
         )
         check_start(self, data)
         if self._state is not None:

@@ -217,7 +217,7 @@ class Rollouts:
     def complaint(self) -> str:
         """Why there was nothing to play."""
         return (
-            f"every prompt is longer than the {self.max_prompt} tokens that max_len leaves beside "
+            f"every prompt is longer than the {self.max_prompt} tokens that max_len and the model's context leave beside "
             f"sampling.max_new_tokens (for example {', '.join(self.too_long[-3:])}): raise the stage's max_len"
         )
 

@@ -8,6 +8,18 @@ from bestiary.shared.core.errors import BadDataError
 from bestiary.shared.core.loader import StageData
 
 
+def context_of(model: Any) -> int | None:
+    """The longest sequence a model was made for, in tokens, where its backbone says so."""
+    config = getattr(getattr(getattr(model, "backbone", None), "lm", None), "config", None)
+    return getattr(config, "max_position_embeddings", None)
+
+
+def prompt_limit(max_len: int | None, context: int | None, max_new_tokens: int) -> int | None:
+    """The longest prompt that leaves room for a completion, or None without a limit."""
+    known = [value for value in (max_len, context) if value is not None]
+    return min(known) - max_new_tokens if known else None
+
+
 def check_start(objective: Any, data: StageData) -> None:
     """Check a stage of rollouts, and say what it runs with.
 
@@ -33,8 +45,8 @@ def check_start(objective: Any, data: StageData) -> None:
     if limit is not None and int(lengths.min()) > limit:
         raise BadDataError(
             f"none of the first {count} prompts fits: the shortest has {int(lengths.min())} tokens, and max_len "
-            f"{data.max_len} leaves {limit} beside sampling.max_new_tokens {objective.sampling.max_new_tokens}. Raise "
-            "the stage's max_len"
+            f"{data.max_len} (the model's context is {objective.context}) leaves {limit} beside sampling.max_new_tokens "
+            f"{objective.sampling.max_new_tokens}. Raise the stage's max_len, or lower max_new_tokens"
         )
     lines = []
     if objective.self_test and hasattr(environment, "self_test"):

@@ -139,6 +139,7 @@ def test_replay_under_the_run_s_own_rule_changes_nothing(unbroken, tool, tmp_pat
         ("recipe.samples_per_prompt=1", "leaves nothing to compare"),
         ("recipe.temperature=0", "draws the same completion every time"),
         ("recipe.max_len=8", "Raise the stage's max_len"),
+        ("backbone.config.max_position_embeddings=16", "the model's context is 16"),
         ("recipe.rule.name=grop", "did you mean 'grpo'"),
         ("recipe.updates=0", "updates must be 1 or more"),
         ("dataset.noise=2", "noise"),
