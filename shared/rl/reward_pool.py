@@ -18,7 +18,9 @@ class Job:
     __slots__ = ("call", "done", "error", "given_up", "result", "started")
 
     def __init__(self, call: Callable[[], Any]):
-        self.call, self.result, self.error = call, None, None
+        self.call = call
+        self.result: Any = None
+        self.error: BaseException | None = None
         self.started: float | None = None
         self.done = self.given_up = False
 

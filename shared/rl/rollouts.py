@@ -217,8 +217,8 @@ class Rollouts:
     def complaint(self) -> str:
         """Why there was nothing to play."""
         return (
-            f"every prompt is longer than the {self.max_prompt} tokens that max_len and the model's context leave beside "
-            f"sampling.max_new_tokens (for example {', '.join(self.too_long[-3:])}): raise the stage's max_len"
+            f"every prompt is longer than the {self.max_prompt} tokens that max_len and the model's context leave "
+            f"beside sampling.max_new_tokens (for example {', '.join(self.too_long[-3:])}): raise the stage's max_len"
         )
 
     def _shown(self, prompts: Sequence[tuple[str, Example]]) -> list[Any]:
@@ -286,8 +286,8 @@ class Rollouts:
         self.pool.wait(jobs)
         out: list[Turn | Verdict] = []
         for job in jobs:
-            good = not job.given_up and job.error is None
-            out.append(job.result if good else Verdict(0.0, "error", note=f"the environment failed: {job.error!r}"))
+            good = not job.given_up and job.error is None and job.result is not None
+            out.append(job.result if good else Verdict(0.0, "error", note=f"no answer: {job.error!r}"[:300]))
         return out
 
     def _append_turn(self, row: Trajectory, messages: Sequence[Message]) -> None:

@@ -45,8 +45,9 @@ def check_start(objective: Any, data: StageData) -> None:
     if limit is not None and int(lengths.min()) > limit:
         raise BadDataError(
             f"none of the first {count} prompts fits: the shortest has {int(lengths.min())} tokens, and max_len "
-            f"{data.max_len} (the model's context is {objective.context}) leaves {limit} beside sampling.max_new_tokens "
-            f"{objective.sampling.max_new_tokens}. Raise the stage's max_len, or lower max_new_tokens"
+            f"{data.max_len} (the model's context is {objective.context}) leaves {limit} beside "
+            f"sampling.max_new_tokens {objective.sampling.max_new_tokens}. Raise the stage's max_len, or lower "
+            "max_new_tokens"
         )
     lines = []
     if objective.self_test and hasattr(environment, "self_test"):

@@ -33,7 +33,15 @@ def shrink(words, folder):
     text = " ".join(words)
     if "--cfg" in words:
         return words
-    extra = TINY_LM if "_examples" in text else TINY_HYBRID if "nemotron_h" in text else list(TINY_SEG)
+    extra = (
+        ["debug=fast"]
+        if "carry" in text
+        else TINY_LM
+        if "_examples" in text
+        else TINY_HYBRID
+        if "nemotron_h" in text
+        else list(TINY_SEG)
+    )
     if "nnunet_folder" in text:
         extra = ["encoder.features=[4,8,16,20,24]" if e.startswith("encoder.features") else e for e in extra]
     elif "asm_unet" in text:

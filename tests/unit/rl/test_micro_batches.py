@@ -79,7 +79,7 @@ def test_the_gradient_is_that_of_whole_rows_one_by_one(step, name, budget):
 
 
 def test_rows_that_teach_nothing_are_left_out_and_counted(step):
-    model, groups, prompts = step
+    _, groups, prompts = step
     rule = make_rule("reinforce")
     batch = make_batch(groups, prompts, advantages(REWARDS, rule), rule, 256, 6)
     parts = split(batch, None)

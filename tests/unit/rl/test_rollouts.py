@@ -35,7 +35,10 @@ def rollouts(llama):
         pool.close()
 
 
-def play(rollouts, examples, n=2, sampling=Sampling(4, 1.0)):
+FOUR = Sampling(4, 1.0)
+
+
+def play(rollouts, examples, n=2, sampling=FOUR):
     tickets = [(i, e["id"], e) for i, e in enumerate(examples)]
     groups, finish = rollouts.play(tickets, n, sampling, CPU)
     finish()
