@@ -34,6 +34,8 @@ def sample_answers(model: nn.Module, run: Any, count: int = 4) -> list[dict[str,
             continue
         if hasattr(protocol, "play"):  # in an environment, turn by turn
             answers = [" / ".join(group.rows[0].turns) for group in protocol.play(model, examples)]
+        elif not hasattr(protocol, "max_new_tokens"):  # it asks for no answers (a reward model gives scores)
+            continue
         else:
             with torch.no_grad():
                 device = next(model.parameters()).device

@@ -37,6 +37,9 @@ class Verdict:
 class Verifier(Protocol):
     """Scores one answer. Called from several threads at once; never hangs: each has a deadline of its own.
 
+    One that can tell a bad example before it is played has ``check(example)``, which raises BadDataError; one whose
+    best score is not 1 has ``best``. The self-test at start-up uses both.
+
     Attributes:
         name: in the registry, and in ``Example["verifier"]``.
         version: goes with every number.
@@ -130,6 +133,9 @@ class Episode(Protocol):
 @runtime_checkable
 class Environment(Protocol):
     """Where prompts are played out.
+
+    It may have ``self_test(examples) -> str`` (called at start-up; raises ConfigError), ``describe() -> str`` (a line
+    for the log) and ``counters() -> {name: number}`` (this process's, since the start; summed over processes, logged).
 
     Attributes:
         name, version: go with every number.

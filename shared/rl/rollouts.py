@@ -284,7 +284,7 @@ class Rollouts:
             return [_attempt(lambda at=at: episodes[at].step(rows[at].turns[-1])) for at in alive]
         jobs = [self.pool.submit(lambda at=at: episodes[at].step(rows[at].turns[-1])) for at in alive]
         self.pool.wait(jobs)
-        out: list[Turn | Verdict] = []
+        out: list[Any] = []
         for job in jobs:
             good = not job.given_up and job.error is None and job.result is not None
             out.append(job.result if good else Verdict(0.0, "error", note=f"no answer: {job.error!r}"[:300]))

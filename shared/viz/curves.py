@@ -74,7 +74,12 @@ def plot_curves(runs: Mapping[str, Path], path: Path, title: str = "") -> Path:
         if loss:
             left.plot(*loss, label=name, color=f"C{number}", linewidth=1.4)
         if "train/reward" in series:  # rollouts: the surrogate says nothing, the reward does
-            left.plot(*series["train/reward"], label=f"{name}: reward", color=f"C{number + 1}", linewidth=1.4)
+            left.plot(
+                *series["train/reward"],
+                label="reward" if len(runs) == 1 else f"{name}: reward",
+                color=f"C{number + 1}",
+                linewidth=1.4,
+            )
         for index, metric in enumerate(shown_metrics(series, means=len(runs) > 1)):
             label = f"{name}: {metric}" if len(runs) > 1 else metric
             right.plot(*series[metric], "o-", label=label, color=f"C{index + number}", markersize=4)
