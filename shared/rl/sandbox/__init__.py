@@ -1,0 +1,6 @@
+"""Runs code that a model wrote: no network, no files but a scratch folder, limits on time, memory, processes, output."""
+
+from bestiary.shared.rl.sandbox.run import Call, Outcome, Result, Sandbox, ScriptResult
+from bestiary.shared.rl.sandbox.rungs import Limits
+
+__all__ = ["Call", "Limits", "Outcome", "Result", "Sandbox", "ScriptResult"]

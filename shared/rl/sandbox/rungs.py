@@ -1,0 +1,189 @@
+"""The rungs of the sandbox: the command that shuts a Python process in, from the strongest to the weakest."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+NOBODY = 65534
+FIRST_USER, USERS = 2_000_000_000, 10_000
+"""Each run of a root caller has a user of its own: limits on processes are counted by user, and one run's processes must
+not be another's to signal. Nobody has such a number."""
+
+_runs = itertools.count(os.getpid())
+SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin")
+"""What a Python needs of the machine, read-only; the last four are links into /usr on most of today's systems."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a solution may use.
+
+    Attributes:
+        seconds: wall time, start-up included; the parent's clock counts. Processor time has the same limit.
+        memory_mb: address space of a process. file_mb: largest file, and the size of the scratch folder.
+        processes: processes and threads at once of the user that it runs as. files: open at once.
+        output_bytes: of stdout and stderr each, and of one returned value; more ends the run.
+    """
+
+    seconds: float = 10.0
+    memory_mb: int = 1024
+    file_mb: int = 64
+    processes: int = 64
+    files: int = 64
+    output_bytes: int = 1_000_000
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way to shut a process in.
+
+    Attributes:
+        name: as it is recorded. strong: safe for code that a model wrote.
+        about: what it does. needs: what is missing where it does not work.
+    """
+
+    name: str
+    strong: bool
+    about: str
+    needs: str
+
+
+RUNGS = (
+    Rung("nobody_bwrap", True, "bubblewrap, as a user that owns nothing", "apt-get install bubblewrap"),
+    Rung("root_unshare", True, "own namespaces and root folder, then a user that owns nothing", "run as root"),
+    Rung(
+        "rlimits_nobody",
+        False,
+        "limits alone, as a user that owns nothing: the network and readable files are open",
+        "run as root",
+    ),
+    Rung("rlimits", False, "limits alone: files, the network and other processes are open", ""),
+)
+
+
+def interpreters() -> list[tuple[str, tuple[str, ...]]]:
+    """Pythons to try, each with the folders it needs besides those of the system."""
+    base = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+    home = os.path.realpath(sys.base_prefix)
+    found = [(base, () if home.startswith("/usr") else (home,))]
+    if os.access("/usr/bin/python3", os.X_OK):
+        found.append(("/usr/bin/python3", ()))
+    return found
+
+
+def command(
+    rung: str, limits: Limits, python: tuple[str, tuple[str, ...]], code: str, scratch: Path
+) -> tuple[list[str], dict[str, str]]:
+    """The command that runs a piece of Python shut in, and its environment.
+
+    Args:
+        rung: a name of :data:`RUNGS`.
+        limits: resources.
+        python: of :func:`interpreters`.
+        code: what the interpreter runs (``-c``).
+        scratch: an empty folder of the parent's, where a rung needs one.
+    """
+    program, folders = python
+    inner = [program, "-I", "-S", "-B", "-c", code]
+    environment = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
+    limited = ["prlimit", *_rlimits(limits), "--", *inner]
+    user = FIRST_USER + next(_runs) % USERS
+    drop = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--no-new-privs"]
+    root = os.geteuid() == 0
+    if rung == "nobody_bwrap":
+        wrapped = [*_bwrap(limits, folders), *limited]
+        return [*drop, *wrapped] if root else wrapped, environment
+    if rung == "root_unshare":
+        dropped = [*drop, "--inh-caps=-all", "--bounding-set=-all", "--", *limited]
+        spaces = ["--net", "--pid", "--mount", "--ipc", "--uts", "--fork", "--kill-child=SIGKILL"]
+        script = _new_root(limits, folders, scratch)
+        return ["unshare", *spaces, "--", "/bin/sh", "-c", script, "sh", *dropped], environment
+    if rung == "rlimits_nobody":
+        return [*drop, "--", *limited], environment
+    return limited, environment
+
+
+def _rlimits(limits: Limits) -> list[str]:
+    seconds = int(limits.seconds) + 1
+    return [
+        f"--as={limits.memory_mb << 20}",
+        f"--cpu={seconds}:{seconds + 1}",
+        f"--fsize={limits.file_mb << 20}",
+        f"--nproc={limits.processes}",
+        f"--nofile={limits.files}",
+        "--core=0",
+    ]
+
+
+def _bwrap(limits: Limits, folders: Sequence[str]) -> list[str]:
+    words = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
+    words += ["--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox"]
+    for name in SYSTEM:
+        if os.path.islink(name):
+            words += ["--symlink", os.readlink(name), name]
+        elif os.path.isdir(name):
+            words += ["--ro-bind", name, name]
+    for name in folders:
+        words += ["--ro-bind", name, name]
+    words += ["--proc", "/proc", "--dev", "/dev", "--size", str(limits.file_mb << 20), "--tmpfs", "/tmp"]
+    words += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
+    for name, value in (("PATH", "/usr/bin:/bin"), ("HOME", "/tmp"), ("LANG", "C.UTF-8"), ("PYTHONHASHSEED", "0")):
+        words += ["--setenv", name, value]
+    return [*words, "--"]
+
+
+def _new_root(limits: Limits, folders: Sequence[str], scratch: Path) -> str:
+    """A shell script that makes a root folder of its own, forgets the old one, and runs its arguments there."""
+    lines = [
+        "set -e",
+        "PATH=/usr/bin:/bin:/usr/sbin:/sbin",
+        "mount --make-rprivate /",
+        f"mount -t tmpfs -o size=1m,mode=755 tmpfs {scratch}",
+        f"cd {scratch}",
+        "mkdir proc dev tmp old",
+        "mount -t proc -o nosuid,nodev,noexec proc proc",
+        f"mount -t tmpfs -o size={limits.file_mb}m,mode=1777,nosuid,nodev tmpfs tmp",
+    ]
+    for name in ("null", "zero", "urandom"):
+        lines += [f"touch dev/{name}", f"mount --bind /dev/{name} dev/{name}"]
+    for name in (*SYSTEM, *folders):
+        inside = name.lstrip("/")
+        if os.path.islink(name):
+            lines.append(f"ln -s {os.readlink(name)} {inside}")
+        elif os.path.isdir(name):
+            lines += [f"mkdir -p {inside}", f"mount --bind {name} {inside}"]
+            lines.append(f"mount -o remount,bind,ro,nosuid,nodev {inside}")
+    lines += [
+        "pivot_root . old",
+        "cd /",
+        "umount -l /old",
+        "rmdir /old",
+        "mount -o remount,ro /",
+        "cd /tmp",
+        'exec "$@"',
+    ]
+    return "\n".join(lines)
+
+
+def scratch_folder() -> Path:
+    """An empty folder for one run, on a path without characters that a shell reads."""
+    return Path(tempfile.mkdtemp(prefix="bestiary-sandbox-", dir="/tmp" if os.path.isdir("/tmp") else None))
+
+
+def tools_missing(rung: str) -> list[str]:
+    """Programs that a rung needs and that are not there."""
+    wanted = {
+        "nobody_bwrap": ("bwrap", "prlimit", "setpriv"),
+        "root_unshare": ("unshare", "setpriv", "prlimit", "mount", "pivot_root"),
+        "rlimits_nobody": ("setpriv", "prlimit"),
+        "rlimits": ("prlimit",),
+    }[rung]
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    return [name for name in wanted if shutil.which(name, path=path) is None]
