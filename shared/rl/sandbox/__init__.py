@@ -1,4 +1,4 @@
-"""Runs code that a model wrote: no network, no files but a scratch folder, limits on time, memory, processes, output."""
+"""Runs code that a model wrote: no network, no files but a scratch folder, limits on time, memory and processes."""
 
 from bestiary.shared.rl.sandbox.run import Call, Outcome, Result, Sandbox, ScriptResult
 from bestiary.shared.rl.sandbox.rungs import Limits

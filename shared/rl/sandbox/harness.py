@@ -1,6 +1,7 @@
 """What runs inside: takes code and calls from a pipe, and gives values back by another. Read as text, never imported.
 
-It shares an interpreter with the solution, so nothing it says is trusted: the parent compares values that it never sent.
+It shares an interpreter with the solution, so nothing it says is trusted: the parent compares values that it never
+sent.
 """
 
 HARNESS = r"""

@@ -1,4 +1,4 @@
-"""Runs solutions and scripts shut in. The parent feeds the inputs, keeps the clock, and compares nothing it has sent."""
+"""Runs solutions and scripts shut in. The parent feeds the inputs and keeps the clock; expected values stay with it."""
 
 from __future__ import annotations
 
@@ -298,9 +298,7 @@ class _Run:
             if len(key.data) > self.limits.output_bytes:
                 self.killed = f"more than {self.limits.output_bytes:,} bytes of output"
                 return False
-        if self.process.poll() is not None and not self._more():
-            return False
-        return True
+        return self.process.poll() is None or self._more()
 
     def _more(self) -> bool:
         """Whether anything can still be read; a daemon that holds a pipe is not waited for."""

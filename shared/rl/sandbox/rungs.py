@@ -13,8 +13,8 @@ from pathlib import Path
 
 NOBODY = 65534
 FIRST_USER, USERS = 2_000_000_000, 10_000
-"""Each run of a root caller has a user of its own: limits on processes are counted by user, and one run's processes must
-not be another's to signal. Nobody has such a number."""
+"""Each run of a root caller has a user of its own: limits on processes are counted by user, and one run's processes
+must not be another's to signal. No account has such a number."""
 
 _runs = itertools.count(os.getpid())
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin")

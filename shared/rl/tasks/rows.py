@@ -24,6 +24,7 @@ SHOWN = 20
 """Faults that a report lists."""
 NEEDS = {
     **dict.fromkeys(("exact_text", "genrm", "math", "multiple_choice", "numeric"), ("answer", ())),
+    "code": ("meta", ("tests",)),
     "instructions": ("meta", ("instructions",)),
     "json_schema": ("meta", ("schema",)),
     "metadata": ("meta", ("metadata",)),

@@ -1,0 +1,197 @@
+"""The verifier of programs: 1 if the program passes every test, run shut in."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bestiary.shared.core.errors import BadDataError
+from bestiary.shared.core.examples import Example
+from bestiary.shared.rl.protocols import Verdict
+from bestiary.shared.rl.rewards.extract import after_think, last_fence
+from bestiary.shared.rl.sandbox import Call, Sandbox
+
+KINDS = ("call", "stdin")
+
+
+class Code:
+    """1 if the last Python fence after the thoughts passes all of ``meta["tests"]``, else 0.
+
+    Tests are ``{kind: call, function: f, calls: [{args: [...], expected: …}]}`` or ``{kind: stdin, cases: [{input: …,
+    output: …}]}``. Values are compared here, where no code of the solution runs: JSON values of equal type (True is not
+    1, 1 is not 1.0; a tuple counts as a list). Printed output is compared line by line, white space at the ends aside.
+
+    Paper: arXiv:2505.16400 (AceReason): all tests within the time limit or nothing.
+
+    Args:
+        seconds: for one solution (each case of ``stdin`` tests).
+        bare: take the whole text where there is no fence.
+        relative: floats may differ by this share.
+        limits: of the sandbox.
+        allow_unsafe: take a weak sandbox where there is no strong one.
+        max_chars: a longer program scores 0.
+    """
+
+    name = "code"
+    version = "1"
+
+    def __init__(
+        self,
+        seconds: float = 10.0,
+        bare: bool = False,
+        relative: float = 0.0,
+        limits: Mapping[str, Any] | None = None,
+        allow_unsafe: bool = False,
+        max_chars: int = 100_000,
+    ):
+        self.seconds, self.bare, self.relative, self.max_chars = seconds, bare, relative, max_chars
+        self._options: tuple[Any, bool] = (limits, allow_unsafe)
+        self._sandbox: Sandbox | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """Made when it is first needed; raises ConfigError where no sandbox is strong enough."""
+        with self._lock:
+            if self._sandbox is None:
+                self._sandbox = Sandbox(*self._options)
+            return self._sandbox
+
+    def describe(self) -> str:
+        """The rung in use."""
+        return self.sandbox.describe()
+
+    def check(self, example: Example) -> None:
+        """Raise BadDataError for tests that cannot be run."""
+        tests = example.get("meta", {}).get("tests") or {}
+        kind = tests.get("kind")
+        cases = tests.get("calls" if kind == "call" else "cases")
+        wanted = ("args", "expected") if kind == "call" else ("input", "output")
+        good = kind in KINDS and isinstance(cases, list) and cases and all(k in case for case in cases for k in wanted)
+        if not good or (kind == "call" and not isinstance(tests.get("function"), str)):
+            raise BadDataError(
+                f'example {example.get("id")!r}: meta["tests"] is {{kind: call, function, calls: [{{args, expected}}]}}'
+                " or {kind: stdin, cases: [{input, output}]}, with at least one case"
+            )
+
+    def verify(self, gold: str, answer: str, example: Example) -> Verdict:
+        """Run the program; ``gold`` is not used, the tests are."""
+        self.check(example)
+        tests = example["meta"]["tests"]
+        program = self.program(answer)
+        if program is None:
+            return Verdict(0.0, note="no Python fence")
+        if len(program) > self.max_chars:
+            return Verdict(0.0, note=f"a program of {len(program):,} characters")
+        seconds = float(tests.get("seconds", self.seconds))
+        passed = self._calls if tests["kind"] == "call" else self._cases
+        return passed(program, tests, seconds)
+
+    def program(self, answer: str) -> str | None:
+        """The program of a completion, or None."""
+        text = after_think(answer)
+        found = last_fence(text, ("python", "py", "python3"))
+        return text if found is None and self.bare else found
+
+    def gold_answer(self, example: Example) -> str | None:
+        """The known solution in a fence, where ``meta["solution"]`` has one."""
+        solution = example.get("meta", {}).get("solution")
+        if solution is None:
+            return None
+        return str(solution) if self.bare else f"```python\n{solution}\n```"
+
+    def close(self) -> None:
+        """Close the sandbox."""
+        if self._sandbox is not None:
+            self._sandbox.close()
+
+    def _calls(self, program: str, tests: Mapping[str, Any], seconds: float) -> Verdict:
+        calls = [Call(tests["function"], c["args"], c.get("kwargs") or {}) for c in tests["calls"]]
+        result = self.sandbox.run_calls(program, calls, seconds)
+        if result.harness_error:
+            return self._failed(result.harness_error)
+        right = 0
+        why = ""
+        for outcome, case in zip(result.outcomes, tests["calls"], strict=True):
+            good = outcome.status == "value" and same(outcome.value, case["expected"], self.relative)
+            right += good
+            if not good and not why:
+                why = outcome.note or f"{outcome.status}, or another value"
+        return self._verdict(right, len(calls), result.timed_out, why)
+
+    def _cases(self, program: str, tests: Mapping[str, Any], seconds: float) -> Verdict:
+        right, late, why = 0, False, ""
+        for case in tests["cases"]:
+            result = self.sandbox.run_script(program, case["input"], seconds)
+            if result.harness_error:
+                return self._failed(result.harness_error)
+            good = result.returncode == 0 and not result.killed and not result.timed_out
+            good = good and same_lines(result.stdout, case["output"], self.relative)
+            right, late = right + good, late or result.timed_out
+            if not good:
+                why = result.killed or result.stderr.strip().rpartition("\n")[2] or "another output"
+                break
+        return self._verdict(right, len(tests["cases"]), late, why)
+
+    def _verdict(self, right: int, total: int, late: bool, why: str) -> Verdict:
+        parts = {"tests_passed": right / total}
+        if right == total:
+            return Verdict(1.0, parts=parts, note=self.sandbox.rung)
+        return Verdict(0.0, "timeout" if late else "ok", parts, f"{self.sandbox.rung}: {why}"[:300])
+
+    def _failed(self, why: str) -> Verdict:
+        return Verdict(0.0, "error", note=f"{self.sandbox.rung}: {why}"[:300])
+
+
+def same(found: Any, wanted: Any, relative: float = 0.0) -> bool:
+    """Whether two JSON values are equal in type and value; NaN equals nothing.
+
+    Args:
+        found, wanted: JSON values; a tuple in ``wanted`` counts as a list.
+        relative: by which share floats may differ.
+    """
+    stack = [(found, wanted)]
+    while stack:  # no recursion: a value may be as deep as JSON allows
+        a, b = stack.pop()
+        b = list(b) if isinstance(b, tuple) else b
+        if type(a) is not type(b):
+            return False
+        if isinstance(a, list):
+            if len(a) != len(b):
+                return False
+            stack += zip(a, b, strict=True)
+        elif isinstance(a, dict):
+            if a.keys() != b.keys():
+                return False
+            stack += [(a[key], b[key]) for key in a]
+        elif isinstance(a, float):
+            if not math.isclose(a, b, rel_tol=relative, abs_tol=0.0):
+                return False
+        elif a != b:
+            return False
+    return True
+
+
+def same_lines(found: str, wanted: str, relative: float = 0.0) -> bool:
+    """Whether two outputs are equal, white space at the ends of lines and of the whole aside."""
+    left, right = (_lines(text) for text in (found, wanted))
+    if len(left) != len(right):
+        return False
+    return all(
+        a == b or (relative > 0 and _close(a.split(), b.split(), relative)) for a, b in zip(left, right, strict=True)
+    )
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.strip().splitlines()]
+
+
+def _close(a: Sequence[str], b: Sequence[str], relative: float) -> bool:
+    if len(a) != len(b):
+        return False
+    try:
+        return all(x == y or math.isclose(float(x), float(y), rel_tol=relative) for x, y in zip(a, b, strict=True))
+    except ValueError:
+        return False
