@@ -152,10 +152,11 @@ def same(found: Any, wanted: Any, relative: float = 0.0) -> bool:
         found, wanted: JSON values; a tuple in ``wanted`` counts as a list.
         relative: by which share floats may differ.
     """
-    stack = [(found, wanted)]
+    stack: list[tuple[Any, Any]] = [(found, wanted)]
     while stack:  # no recursion: a value may be as deep as JSON allows
         a, b = stack.pop()
-        b = list(b) if isinstance(b, tuple) else b
+        if isinstance(b, tuple):
+            b = list(b)
         if type(a) is not type(b):
             return False
         if isinstance(a, list):

@@ -23,7 +23,7 @@ KEYS = ("prompt", "messages", "answer", "verifier", "meta", "id", "split")
 SHOWN = 20
 """Faults that a report lists."""
 NEEDS = {
-    **dict.fromkeys(("exact_text", "genrm", "math", "multiple_choice", "numeric"), ("answer", ())),
+    **dict.fromkeys(("exact_text", "genrm", "math", "multiple_choice", "numeric", "patch"), ("answer", ())),
     "code": ("meta", ("tests",)),
     "instructions": ("meta", ("instructions",)),
     "json_schema": ("meta", ("schema",)),
