@@ -155,7 +155,7 @@ def same(found: Any, wanted: Any, relative: float = 0.0) -> bool:
     stack: list[tuple[Any, Any]] = [(found, wanted)]
     while stack:  # no recursion: a value may be as deep as JSON allows
         a, b = stack.pop()
-        if isinstance(b, tuple):
+        if type(b) is tuple:
             b = list(b)
         if type(a) is not type(b):
             return False
@@ -168,7 +168,8 @@ def same(found: Any, wanted: Any, relative: float = 0.0) -> bool:
                 return False
             stack += [(a[key], b[key]) for key in a]
         elif isinstance(a, float):
-            if not math.isclose(a, b, rel_tol=relative, abs_tol=0.0):
+            number: Any = b
+            if not math.isclose(a, number, rel_tol=relative, abs_tol=0.0):
                 return False
         elif a != b:
             return False
