@@ -81,7 +81,7 @@ def test_a_step_says_what_it_should(unbroken):
     assert all(len(r["ids"]) == len(r["logprobs"]) for line in lines for r in line["rows"])
 
 
-@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_killed_at_any_step_it_ends_the_same(unbroken, tool, tmp_path, step):
     args, whole, _ = unbroken
     folder = tmp_path / "run"
