@@ -1,25 +1,26 @@
-"""What runs inside: takes code and calls from a pipe, and gives values back by another. Read as text, never imported.
+"""What runs inside. Both texts are read by the interpreter of the sandbox, never imported.
 
-It shares an interpreter with the solution, so nothing it says is trusted: the parent compares values that it never
-sent.
+They share an interpreter with the solution, so nothing they say is trusted: the parent compares values that it never
+sent. Each takes its code from a file descriptor (an argument has a length limit, and no null bytes) and first says
+``ready`` on a private pipe: what fails before is the sandbox's fault, what fails after is the solution's.
 """
 
-HARNESS = r"""
+CALLS = r"""
 import json as _json, os as _os, sys as _sys
 _in = _os.fdopen(_os.dup(0), "rb")
-_out = int(_sys.argv[1]) if len(_sys.argv) > 1 else 1
+_out = int(_sys.argv[2])
 _null = _os.open("/dev/null", _os.O_RDONLY)
 _os.dup2(_null, 0)
 _dumps, _loads, _write = _json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode, _json.loads, _os.write
-_head = _loads(_in.readline())
-_nonce, _code = _head["nonce"], _head["code"]
+with _os.fdopen(int(_sys.argv[1]), "rb") as _file:
+    _code = _loads(_file.read())
 _scope = {"__name__": "solution", "__builtins__": __builtins__}
-def _say(number, kind, value):
+def _say(tag, kind, value):
     try:
-        line = _dumps([_nonce, number, kind, value])
+        line = _dumps(value)
     except BaseException as error:
-        line = _dumps([_nonce, number, "raised", "the value is not JSON: " + type(error).__name__])
-    data = line.encode("utf-8", "replace") + b"\n"
+        kind, line = "raised", _dumps("the value is not JSON: " + type(error).__name__)
+    data = (tag + " " + kind + " " + line).encode("ascii") + b"\n"
     while data:
         data = data[_write(_out, data):]
 def _short(error):
@@ -27,22 +28,39 @@ def _short(error):
         return (type(error).__name__ + ": " + str(error))[:300]
     except BaseException:
         return "an exception that cannot be shown"
+_write(_out, b"ready\n")
+_tag = _loads(_in.readline())["tag"]
 try:
     exec(compile(_code, "solution.py", "exec"), _scope)
 except BaseException as error:
-    _say(-1, "raised", _short(error))
+    _say(_tag, "raised", _short(error))
 else:
-    _say(-1, "value", None)
+    _say(_tag, "value", None)
 while True:
     _line = _in.readline()
     if not _line:
         break
     _call = _loads(_line)
     try:
+        if not callable(_scope.get(_call["function"])):
+            raise NameError("there is no function " + _call["function"])
         _value = _scope[_call["function"]](*_call["args"], **_call["kwargs"])
     except BaseException as error:
-        _say(_call["number"], "raised", _short(error))
+        _say(_call["tag"], "raised", _short(error))
     else:
-        _say(_call["number"], "value", _value)
+        _say(_call["tag"], "value", _value)
 _os._exit(0)
+"""
+
+SCRIPT = r"""
+def _script():
+    import os, sys
+    with os.fdopen(int(sys.argv[1]), "rb") as file:
+        code = file.read()
+    os.write(int(sys.argv[2]), b"ready\n")
+    os.close(int(sys.argv[2]))
+    sys.argv[:] = ["script.py"]
+    del globals()["_script"]
+    return compile(code, "script.py", "exec")
+exec(_script())
 """

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
-import selectors
-import shutil
-import signal
-import subprocess
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 from bestiary.shared.core.errors import ConfigError
-from bestiary.shared.rl.sandbox.harness import HARNESS
+from bestiary.shared.rl.sandbox.harness import CALLS, SCRIPT
+from bestiary.shared.rl.sandbox.process import Outcome, Process, killed_by
 from bestiary.shared.rl.sandbox.rungs import RUNGS, Limits, command, interpreters, scratch_folder, tools_missing
-
-Status = Literal["value", "raised", "timeout", "killed", "missing"]
 
 
 @dataclass(frozen=True)
@@ -33,17 +25,12 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a call gave: ``value`` as JSON has it (a tuple comes as a list), or why there is none."""
-
-    status: Status
-    value: Any = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class Result:
-    """Of all calls of one solution. ``harness_error`` is not empty where the sandbox itself failed."""
+    """Of all calls of one solution, in their order.
+
+    ``harness_error`` is not empty where the sandbox itself failed; there are no outcomes then. ``seconds`` count from
+    when the harness stands.
+    """
 
     outcomes: list[Outcome]
     harness_error: str = ""
@@ -137,56 +124,62 @@ class Sandbox:
     def run_calls(self, code: str, calls: Sequence[Call], seconds: float | None = None) -> Result:
         """Run a solution, and call its functions one after the other in its one process.
 
-        A call's arguments are sent when the answer to the call before has come, so that a process that ends early has
-        answered nothing it has not seen. What comes back is a value under a nonce of this run; forging one is no more
-        than guessing, for the expected value never goes in.
+        A call is sent when the answer to the one before has come, and its answer must bear a tag that is drawn when it
+        is sent, so that a process that ends early has answered nothing it has not seen. Forging a value is no more
+        than guessing, for the expected one never goes in.
 
         Args:
             code: the solution.
             calls: what to call.
             seconds: for all of it; None is the limits'.
         """
-        nonce = secrets.token_hex(16)
-        messages = [json.dumps({"nonce": nonce, "code": code})]
-        messages += [
-            json.dumps({"number": n, "function": c.function, "args": list(c.args), "kwargs": dict(c.kwargs)})
-            for n, c in enumerate(calls)
-        ]
-        run = _Run(self, HARNESS, seconds)
+        run = self._process(CALLS, json.dumps(code).encode(), seconds)
+        failed = ""
         outcomes: list[Outcome] = []
         try:
-            run.start(private=True)
-            first = run.ask(messages[0], nonce, -1)
-            if first.status != "value":
-                outcomes = [first] * len(calls)
-            for number, message in enumerate(messages[1:] if not outcomes else []):
-                outcomes.append(run.ask(message, nonce, number))
-                if outcomes[-1].status in ("timeout", "killed", "missing"):
-                    outcomes += [replace(outcomes[-1])] * (len(calls) - len(outcomes))
-                    break
+            run.start()
+            if run.wait_ready():
+                first = run.ask({})
+                outcomes = [] if first.status == "value" else [first] * len(calls)
+                for call in calls if not outcomes else ():
+                    message = {"function": call.function, "args": list(call.args), "kwargs": dict(call.kwargs)}
+                    outcomes.append(run.ask(message))
+                    if outcomes[-1].status in ("timeout", "killed", "missing"):
+                        break
+                outcomes += outcomes[-1:] * (len(calls) - len(outcomes))
         except OSError as error:
-            run.failed = f"the sandbox cannot start: {error}"
+            failed = f"the sandbox cannot start: {error}"
         finally:
             run.end()
+        failed = failed or _not_ready(run)
         timed_out = any(o.status == "timeout" for o in outcomes)
-        if not run.spoke and not timed_out and run.ended_badly:
-            run.failed = run.failed or f"the sandbox ended before the solution ran: {run.tail()}"
-        self._count(timed_out, run.failed)
-        return Result(outcomes, run.failed, run.seconds, timed_out)
+        self._count(timed_out, failed)
+        return Result(outcomes, failed, run.seconds, timed_out)
 
     def run_script(self, code: str, stdin: str = "", seconds: float | None = None) -> ScriptResult:
         """Run a script with this on its stdin; nothing is kept of it but what it prints."""
-        run = _Run(self, code, seconds)
+        run = self._process(SCRIPT, code.encode("utf-8", "surrogatepass"), seconds)
+        failed = ""
         try:
-            run.start(private=False)
-            run.feed(stdin.encode("utf-8", "replace"))
+            run.start()
+            if run.wait_ready():
+                run.talk(stdin.encode("utf-8", "replace"))
         except OSError as error:
-            run.failed = f"the sandbox cannot start: {error}"
+            failed = f"the sandbox cannot start: {error}"
         finally:
             run.end()
-        self._count(run.late, run.failed)
-        out, err = (bytes(b).decode("utf-8", "replace") for b in (run.out, run.err))
-        return ScriptResult(out, err, run.returncode, run.late, run.failed, run.seconds, run.killed)
+        failed = failed or _not_ready(run)
+        self._count(run.late, failed)
+        out, err = (bytes(b[: self.limits.output_bytes]).decode("utf-8", "replace") for b in (run.out, run.err))
+        killed = run.killed or ("" if run.late or failed else killed_by(run.returncode))
+        return ScriptResult(out, err, run.returncode, run.late, failed, run.seconds, killed)
+
+    def _process(self, harness: str, code: bytes, seconds: float | None) -> Process:
+        limits = self.limits if seconds is None else replace(self.limits, seconds=seconds)
+        scratch = scratch_folder()
+        words, environment = command(self.rung, limits, self._python, harness, scratch)
+        strong = self.rung in ("nobody_bwrap", "root_unshare")  # these make a root folder of their own
+        return Process(words, environment, limits, code, scratch, Path("/") if strong else scratch)
 
     def _count(self, timed_out: bool, failed: str) -> None:
         with self._lock:
@@ -195,165 +188,8 @@ class Sandbox:
             self._counts["harness_errors"] += bool(failed)
 
 
-class _Run:
-    """One process, its pipes and its clock."""
-
-    def __init__(self, sandbox: Sandbox, code: str, seconds: float | None):
-        self.limits = sandbox.limits if seconds is None else replace(sandbox.limits, seconds=seconds)
-        self.sandbox, self.code = sandbox, code
-        self.out, self.err, self.answers = bytearray(), bytearray(), bytearray()
-        self.failed = self.killed = ""
-        self.late = self.spoke = False
-        self.returncode, self.seconds = -1, 0.0
-        self.began = time.monotonic()
-        self.process: subprocess.Popen[bytes] | None = None
-        self._answers_fd = -1
-        self.scratch = scratch_folder()
-        self.pick = selectors.DefaultSelector()
-
-    @property
-    def ended_badly(self) -> bool:
-        """It ended of itself, with an error."""
-        return self.returncode > 0 and not self.killed
-
-    def tail(self) -> str:
-        """The end of what it wrote to stderr."""
-        return bytes(self.err[-300:]).decode("utf-8", "replace").strip()
-
-    def start(self, private: bool) -> None:
-        """Start the process; with ``private``, answers come by a pipe of their own."""
-        theirs = -1
-        if private:
-            self._answers_fd, theirs = os.pipe()
-        try:
-            words, environment = command(self.sandbox.rung, self.limits, self.sandbox._python, self.code, self.scratch)
-            if private:
-                words.append(str(theirs))
-            self.process = subprocess.Popen(
-                words,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=environment,
-                cwd="/" if self.sandbox.rung in ("nobody_bwrap", "root_unshare") else self.scratch,
-                pass_fds=(theirs,) if private else (),
-                start_new_session=True,
-            )
-        finally:
-            if private:
-                os.close(theirs)
-        for stream, kept in ((self.process.stdout, self.out), (self.process.stderr, self.err)):
-            assert stream is not None
-            os.set_blocking(stream.fileno(), False)
-            self.pick.register(stream.fileno(), selectors.EVENT_READ, kept)
-        if private:
-            os.set_blocking(self._answers_fd, False)
-            self.pick.register(self._answers_fd, selectors.EVENT_READ, self.answers)
-
-    def ask(self, message: str, nonce: str, number: int) -> Outcome:
-        """Send one message, and wait for the answer that bears the nonce and the number."""
-        data = message.encode() + b"\n"
-        while True:
-            while (at := self.answers.find(b"\n")) >= 0:
-                line = bytes(self.answers[:at])
-                del self.answers[: at + 1]
-                if (found := _read(line, nonce, number)) is not None:
-                    self.spoke = True
-                    return found
-            if self.killed or self.late or not self._step(data):
-                break
-            data = b""
-        if self.late:
-            return Outcome("timeout", note=f"more than {self.limits.seconds:g} s")
-        return Outcome("killed", note=self.killed) if self.killed else Outcome("missing", note="the process has ended")
-
-    def feed(self, data: bytes) -> None:
-        """Give it all of stdin, and read until it ends."""
-        while not (self.killed or self.late) and self._step(data, close=True):
-            data = b""
-
-    def _step(self, data: bytes, close: bool = False) -> bool:
-        """Write what there is to write, read what there is to read; false when the process has closed its pipes."""
-        assert self.process is not None
-        assert self.process.stdin is not None
-        if data or close:
-            self._writer(data, close)
-        left = self.began + self.limits.seconds - time.monotonic()
-        if left <= 0:
-            self.late = True
-            return False
-        if not self.pick.get_map():
-            return False
-        for key, _ in self.pick.select(min(left, 0.5)):
-            try:
-                piece = os.read(key.fd, 65536)
-            except BlockingIOError:
-                continue
-            if not piece:
-                self.pick.unregister(key.fd)
-                if key.fd == self._answers_fd:
-                    return False
-                continue
-            key.data.extend(piece)
-            if len(key.data) > self.limits.output_bytes:
-                self.killed = f"more than {self.limits.output_bytes:,} bytes of output"
-                return False
-        return self.process.poll() is None or self._more()
-
-    def _more(self) -> bool:
-        """Whether anything can still be read; a daemon that holds a pipe is not waited for."""
-        return bool(self.pick.get_map()) and bool(self.pick.select(0))
-
-    def _writer(self, data: bytes, close: bool) -> None:
-        """Write in the background: a process that does not read must not hold the clock."""
-        assert self.process is not None
-        stream: Any = self.process.stdin
-
-        def write() -> None:
-            with contextlib.suppress(OSError, ValueError):
-                if data:
-                    stream.write(data)
-                    stream.flush()
-                if close:
-                    stream.close()
-
-        if len(data) < 4096 and not close:
-            write()
-        else:
-            threading.Thread(target=write, daemon=True).start()
-
-    def end(self) -> None:
-        """Kill whatever is left, and collect it."""
-        process = self.process
-        if process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
-            with contextlib.suppress(OSError):
-                process.kill()
-            for stream in (process.stdin, process.stdout, process.stderr):
-                with contextlib.suppress(OSError, ValueError):
-                    stream.close()  # type: ignore[union-attr]
-            self.returncode = process.wait()
-        if self._answers_fd >= 0:
-            os.close(self._answers_fd)
-        self.pick.close()
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        self.seconds = time.monotonic() - self.began
-
-
-def _read(line: bytes, nonce: str, number: int) -> Outcome | None:
-    """An answer, or None for a line that is none."""
-
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is not JSON")
-
-    try:
-        found = json.loads(line, parse_constant=refuse)
-        if not isinstance(found, list) or len(found) != 4 or found[0] != nonce or found[1] != number:
-            return None
-        kind, value = found[2], found[3]
-    except (ValueError, RecursionError):
-        return None
-    if kind == "value":
-        return Outcome("value", value)
-    return Outcome("raised", note=str(value)[:300])
+def _not_ready(run: Process) -> str:
+    """Why the harness never stood, or an empty string: nothing of the solution had run by then."""
+    if run.ready:
+        return ""
+    return f"the sandbox ended before the solution ran: {run.killed or run.tail() or f'exit code {run.returncode}'}"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
+import glob
 import os
+import secrets
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -12,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NOBODY = 65534
-FIRST_USER, USERS = 2_000_000_000, 10_000
+FIRST_USER, USERS = 2_000_000_000, 100_000_000
 """Each run of a root caller has a user of its own: limits on processes are counted by user, and one run's processes
 must not be another's to signal. No account has such a number."""
 
-_runs = itertools.count(os.getpid())
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin")
 """What a Python needs of the machine, read-only; the last four are links into /usr on most of today's systems."""
 
@@ -26,18 +28,22 @@ class Limits:
     """What a solution may use.
 
     Attributes:
-        seconds: wall time, start-up included; the parent's clock counts. Processor time has the same limit.
+        seconds: wall time from when the harness stands; the parent's clock counts. Processor time of each process has
+            about the same limit.
+        start_seconds: until the harness stands; more is a failure of the sandbox.
         memory_mb: address space of a process. file_mb: largest file, and the size of the scratch folder.
-        processes: processes and threads at once of the user that it runs as. files: open at once.
+        processes: processes and threads at once of the user that it runs as; times ``memory_mb`` it is what a run can
+            take at most. files: open at once.
         output_bytes: of stdout and stderr each, and of one returned value; more ends the run.
     """
 
     seconds: float = 10.0
     memory_mb: int = 1024
     file_mb: int = 64
-    processes: int = 64
+    processes: int = 16
     files: int = 64
     output_bytes: int = 1_000_000
+    start_seconds: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def command(
     inner = [program, "-I", "-S", "-B", "-c", code]
     environment = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
     limited = ["prlimit", *_rlimits(limits), "--", *inner]
-    user = FIRST_USER + next(_runs) % USERS
+    user = _user()
     drop = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--no-new-privs"]
     root = os.geteuid() == 0
     if rung == "nobody_bwrap":
@@ -102,12 +108,48 @@ def command(
         return [*drop, *wrapped] if root else wrapped, environment
     if rung == "root_unshare":
         dropped = [*drop, "--inh-caps=-all", "--bounding-set=-all", "--", *limited]
+        # The shell stays process 1, as root: a change of user would clear its parent-death signal, and a solution that
+        # is process 1 and in a session of its own would outlive the kill. When the shell dies, all in there dies.
         spaces = ["--net", "--pid", "--mount", "--ipc", "--uts", "--fork", "--kill-child=SIGKILL"]
         script = _new_root(limits, folders, scratch)
-        return ["unshare", *spaces, "--", "/bin/sh", "-c", script, "sh", *dropped], environment
+        return [
+            "setpriv",
+            "--pdeathsig=KILL",
+            "unshare",
+            *spaces,
+            "--",
+            "/bin/sh",
+            "-c",
+            script,
+            "sh",
+            *dropped,
+        ], environment
     if rung == "rlimits_nobody":
         return [*drop, "--", *limited], environment
     return limited, environment
+
+
+def hidden(bound: Sequence[str]) -> list[str]:
+    """Folders under the bound ones that may hold tests, data or this code: an empty folder lies over each."""
+    own = Path(__file__).resolve().parents[3]
+    found = {"/usr/src", "/usr/games", str(own)}
+    for name in bound:
+        for pattern in ("lib/python3*/site-packages", "lib/python3*/dist-packages", "lib/python3/dist-packages"):
+            found |= {*glob.glob(f"{name}/{pattern}"), *glob.glob(f"{name}/local/{pattern}")}
+    real = {os.path.realpath(name) for name in found if os.path.isdir(name)}
+    roots = [os.path.realpath(name) for name in bound]
+    return sorted(name for name in real if any(name.startswith(root + "/") for root in roots))
+
+
+def _user() -> int:
+    """A user of its own for a run, where this user namespace knows such numbers; else nobody."""
+    try:
+        lines = Path("/proc/self/uid_map").read_text().splitlines()
+    except OSError:
+        return NOBODY
+    spans = [(int(first), int(count)) for first, _, count in (line.split() for line in lines)]
+    known = any(first <= FIRST_USER and first + count >= FIRST_USER + USERS for first, count in spans)
+    return FIRST_USER + secrets.randbelow(USERS) if known else NOBODY
 
 
 def _rlimits(limits: Limits) -> list[str]:
@@ -124,6 +166,8 @@ def _rlimits(limits: Limits) -> list[str]:
 
 def _bwrap(limits: Limits, folders: Sequence[str]) -> list[str]:
     words = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
+    if _can_disable_userns():  # inside one of its own a solution could mount a file system without a size
+        words += ["--unshare-user", "--disable-userns"]
     words += ["--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox"]
     for name in SYSTEM:
         if os.path.islink(name):
@@ -132,11 +176,20 @@ def _bwrap(limits: Limits, folders: Sequence[str]) -> list[str]:
             words += ["--ro-bind", name, name]
     for name in folders:
         words += ["--ro-bind", name, name]
+    for name in hidden((*SYSTEM, *folders)):
+        words += ["--tmpfs", name, "--remount-ro", name]
     words += ["--proc", "/proc", "--dev", "/dev", "--size", str(limits.file_mb << 20), "--tmpfs", "/tmp"]
     words += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
     for name, value in (("PATH", "/usr/bin:/bin"), ("HOME", "/tmp"), ("LANG", "C.UTF-8"), ("PYTHONHASHSEED", "0")):
         words += ["--setenv", name, value]
     return [*words, "--"]
+
+
+@functools.cache
+def _can_disable_userns() -> bool:
+    """Bubblewrap has the option since 0.8; older ones are still used without it."""
+    shown = subprocess.run(["bwrap", "--help"], capture_output=True, text=True, check=False).stdout
+    return "--disable-userns" in shown
 
 
 def _new_root(limits: Limits, folders: Sequence[str], scratch: Path) -> str:
@@ -147,9 +200,9 @@ def _new_root(limits: Limits, folders: Sequence[str], scratch: Path) -> str:
         "mount --make-rprivate /",
         f"mount -t tmpfs -o size=1m,mode=755 tmpfs {scratch}",
         f"cd {scratch}",
-        "mkdir proc dev tmp old",
+        "mkdir proc dev tmp old again",
         "mount -t proc -o nosuid,nodev,noexec proc proc",
-        f"mount -t tmpfs -o size={limits.file_mb}m,mode=1777,nosuid,nodev tmpfs tmp",
+        f"mount -t tmpfs -o size={limits.file_mb}m,nr_inodes=4096,mode=1777,nosuid,nodev tmpfs tmp",
     ]
     for name in ("null", "zero", "urandom"):
         lines += [f"touch dev/{name}", f"mount --bind /dev/{name} dev/{name}"]
@@ -160,14 +213,18 @@ def _new_root(limits: Limits, folders: Sequence[str], scratch: Path) -> str:
         elif os.path.isdir(name):
             lines += [f"mkdir -p {inside}", f"mount --bind {name} {inside}"]
             lines.append(f"mount -o remount,bind,ro,nosuid,nodev {inside}")
+    lines += [f"mount -t tmpfs -o ro,size=4k,mode=755 tmpfs {name.lstrip('/')}" for name in hidden((*SYSTEM, *folders))]
     lines += [
         "pivot_root . old",
         "cd /",
         "umount -l /old",
         "rmdir /old",
+        "mount --rbind / /again",
         "mount -o remount,ro /",
-        "cd /tmp",
-        'exec "$@"',
+        "set +e",
+        # The kernel gives no user namespace, in which it could mount, to a process whose root is not its mounts' root.
+        """chroot /again /bin/sh -c 'cd /tmp && exec "$@"' sh "$@\"""",
+        "exit $?",
     ]
     return "\n".join(lines)
 

@@ -15,14 +15,6 @@ from bestiary.shared.rl.sandbox import Call, Sandbox
 STRONG = ("nobody_bwrap", "root_unshare")
 
 
-@pytest.fixture(scope="module", params=STRONG)
-def sandbox(request):
-    try:
-        return Sandbox({"seconds": 2.0}, rung=request.param)
-    except ConfigError as error:
-        pytest.skip(f"{request.param} does not work here: {error}")
-
-
 def double(sandbox, code, seconds=None):
     """The outcome of f(21), which is 42 for an honest solution; 42 never goes in."""
     return sandbox.run_calls(code, [Call("f", [21])], seconds).outcomes[0]
@@ -249,29 +241,11 @@ TRICKS = {
 @pytest.mark.parametrize("name", TRICKS)
 def test_a_trick_is_not_an_answer(sandbox, name):
     began = time.monotonic()
-    outcome = double(sandbox, TRICKS[name], 1.0)
+    outcome = double(sandbox, TRICKS[name], 0.5)
     took = time.monotonic() - began
     assert not (type(outcome.value) is int and outcome.value == 42), outcome
     assert took < 6
     assert double(sandbox, "def f(x): return 2 * x").value == 42
-
-
-def test_what_walks_the_frames_finds_the_nonce_and_no_expected_value(sandbox):
-    """A solution can speak in the harness's name; it then has to guess, as it had to before."""
-    code = """
-import gc, sys
-def f(x):
-    frame = sys._getframe()
-    while frame:
-        for name, value in frame.f_globals.items():
-            if name == '_say':
-                value(0, 'value', 'forged')
-        frame = frame.f_back
-    return None
-"""
-    assert double(sandbox, code).value in ("forged", None)
-    code = "import gc\ndef f(x): return [str(o)[:300] for o in gc.get_objects() if '42' in str(type(o)) or o == 42][:5]"
-    assert "42" not in str(double(sandbox, code).value)
 
 
 def test_an_early_end_answers_no_later_call(sandbox):
