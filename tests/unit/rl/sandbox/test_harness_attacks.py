@@ -8,8 +8,9 @@ import time
 
 import pytest
 
-from bestiary.shared.rl.sandbox import Call
+from bestiary.shared.rl.sandbox import Call, run
 from bestiary.shared.rl.sandbox.process import plain, read_answer
+from bestiary.shared.rl.sandbox.rungs import scratch_folder
 
 # Finds the harness's own globals from inside a call, or while the solution is imported.
 HARNESS = "import sys\ndef harness():\n    return sys._getframe(2).f_globals\n"
@@ -205,16 +206,21 @@ def test_nothing_survives_the_death_of_the_caller(sandbox):
     assert running(mark) == []
 
 
-def test_no_descriptor_and_no_folder_leaks(sandbox, ask):
-    def state():
-        return len(os.listdir("/proc/self/fd")), [n for n in os.listdir("/tmp") if n.startswith("bestiary-sandbox-")]
+def test_no_descriptor_and_no_folder_leaks(sandbox, ask, monkeypatch):
+    folders = []
 
-    before = state()
+    def scratch():
+        folders.append(scratch_folder())
+        return folders[-1]
+
+    monkeypatch.setattr(run, "scratch_folder", scratch)
+    before = len(os.listdir("/proc/self/fd"))
     ask("def f(x): return x", 3)
     ask("while True: pass", 1, 0.3)
     ask("import os\nos._exit(1)")
     sandbox.run_script("while True: print('x' * 9999)")
-    assert state() == before
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert [folder.exists() for folder in folders] == [False] * 4
 
 
 # --- what is in there ---
