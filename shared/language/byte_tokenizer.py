@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bestiary.shared.core.errors import BadDataError
 from bestiary.shared.core.examples import Message
-
-ROLES = ("system", "user", "assistant", "tool")
+from bestiary.shared.language.chat_templates import ROLES, message_text
 
 
 class ByteTokenizer:
@@ -67,12 +65,7 @@ class ByteTokenizer:
         own: list[bool] = []
         for message in messages:
             role = message["role"]
-            if role not in ROLES:
-                raise BadDataError(f"unknown role {role!r}; roles are {', '.join(ROLES)}")
-            kinds = {c["type"] for c in message["content"]} - {"text"}
-            if kinds:
-                raise BadDataError(f"this model reads text alone, and a message has {', '.join(sorted(kinds))}")
-            body = self.encode("".join(c["value"] for c in message["content"])) + [self.eos_id]
+            body = self.encode(message_text(message)) + [self.eos_id]
             ids += [self._specials[f"<{role}>"], *body]
             own += [False] + [role == "assistant"] * len(body)
         if add_generation_prompt:

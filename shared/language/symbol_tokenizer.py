@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bestiary.shared.core.errors import BadDataError, ConfigError
 from bestiary.shared.core.examples import Message
-from bestiary.shared.language.byte_tokenizer import ROLES
+from bestiary.shared.language.chat_templates import message_text
 
 UNKNOWN = "\ufffd"
 
@@ -94,14 +94,8 @@ class SymbolTokenizer:
         ids: list[int] = []
         own: list[bool] = []
         for message in messages:
-            role = message["role"]
-            if role not in ROLES:
-                raise BadDataError(f"unknown role {role!r}; roles are {', '.join(ROLES)}")
-            kinds = {c["type"] for c in message["content"]} - {"text"}
-            if kinds:
-                raise BadDataError(f"this model reads text alone, and a message has {', '.join(sorted(kinds))}")
-            mine = role == "assistant"
-            body = self.encode("".join(c["value"] for c in message["content"])) + [self.eos_id] * mine
+            mine = message["role"] == "assistant"
+            body = self.encode(message_text(message)) + [self.eos_id] * mine
             ids += body
             own += [mine] * len(body)
         return ids, own

@@ -16,7 +16,7 @@ from bestiary.shared.core.examples import Example, Message, text_message
 from bestiary.shared.core.specs import DataSpec
 from bestiary.shared.core.streams import Stream
 from bestiary.shared.data.splits import SPLITS, split_of
-from bestiary.shared.language.byte_tokenizer import ROLES
+from bestiary.shared.language.chat_templates import ROLES
 from bestiary.shared.rl.rewards.registry import VERIFIERS
 
 KEYS = ("prompt", "messages", "answer", "verifier", "meta", "id", "split")
