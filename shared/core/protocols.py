@@ -336,8 +336,8 @@ class Objective(Protocol):
     step; its length is that of the whole stage. ``experience(model, batch, ctx) -> Batch`` turns such an item into the
     batch to learn from, inside the step. One with state has ``state_dict`` and ``load_state_dict``: they go into
     checkpoints. One with ``after_step(applied) -> {name: number}`` is told, as modules are, and what it returns is
-    logged as it stands. ``loss_name`` is what the loss is logged as, and ``headline`` names the numbers that progress
-    shows.
+    logged as it stands. One with ``close()`` is told when its stage is over. ``loss_name`` is what the loss is logged
+    as, and ``headline`` names the numbers that progress shows.
     """
 
     def loss(self, model: nn.Module, batch: Batch, ctx: StepContext) -> Loss: ...

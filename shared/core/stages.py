@@ -151,6 +151,9 @@ def _run_stage(setting: Setting, name: str, stage: Stage, folder: Path, previous
     if last.is_file():
         print(f"stage {name}: goes on from its last checkpoint", flush=True)
     trainer.fit(module, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    close = getattr(module.objective, "close", None)
+    if callable(close):
+        close()
     model = gathered(setting, stage, previous, model)
     if trainer.is_global_zero:
         model.to(device_of(setting.cfg))

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from bestiary.shared.core.errors import ConfigError, UserError
 from bestiary.shared.core.loader import StageData
 from bestiary.shared.core.protocols import Loss, Sampling, StepContext
+from bestiary.shared.language.causal_lm import move
 from bestiary.shared.rl.controllers.pass_rates import PassRates
 from bestiary.shared.rl.environments.single_turn import SingleTurn
 from bestiary.shared.rl.gather import gather
@@ -127,7 +128,7 @@ class GRPO:
         self._state: dict[str, Any] | None = None
         self._batch: PolicyBatch | None = None
         self._metrics: dict[str, float] = {}
-        self._gap, self._passes = 0.0, 0
+        self._gap, self._passes, self._low_precision = 0.0, 0, False
         self._now = self.sampling
         self._began = 0.0
 
@@ -161,17 +162,19 @@ class GRPO:
         self.watchdog.beat()
         self._passes = ctx.step % self.updates
         self._gap = 0.0
+        device = next(model.parameters()).device
         if self._passes and self._batch is not None:
             self._began, self._metrics = time.perf_counter(), {}
+            self._batch = from_state(move(to_state(self._batch), device))  # a checkpoint's lies on the CPU
             return self._batch
         if any(isinstance(p, DTensor) for p in model.parameters()):
             raise ConfigError("rollouts of a model that FSDP has sharded are not built: use trainer=ddp or one process")
         began = time.perf_counter()
-        device = next(model.parameters()).device
         self._metrics = {}
         self._now = with_seed(self.sampling, self.data.stream.seed, ctx.stage, "rollout", ctx.step)
         for controller in self.controllers:
             self._now = controller.sampling(ctx.step, self._now)
+        self.rollouts.max_prompt = prompt_limit(self.data.max_len, self.context, self._now.max_new_tokens)
         own, whole, waited = self._play_step(model, ctx, device)
         scores = torch.tensor([group.scores for group in whole], dtype=torch.float64)
         rewards = scores
@@ -204,6 +207,9 @@ class GRPO:
         of = (part.prompts, part.owner, part.completions, part.present, self._now)
         logprobs = completion_logprobs(model, *of)
         taken = logprobs.detach()
+        kind = taken.device.type
+        weights = next(model.parameters()).dtype
+        self._low_precision = torch.is_autocast_enabled(kind) or weights in (torch.bfloat16, torch.float16)
         if not self._passes:
             gap = (taken - part.sampler_logprobs).abs().masked_fill(~part.mask, 0.0).max()
             self._gap = max(self._gap, float(gap.nan_to_num(nan=torch.inf)))
@@ -239,6 +245,12 @@ class GRPO:
         if self.updates == 1:
             self._batch = None
         return self._metrics
+
+    def close(self) -> None:
+        """The stage is over: give threads, processes and files back."""
+        self.watchdog.rest()
+        self.pool.close()
+        self.environment.close()
 
     # --- state ------------------------------------------------------------------------------------------------------
 
@@ -281,14 +293,14 @@ class GRPO:
         wanted = self.data.stream.global_batch
         kept: list[Group] = []
         spare: list[Group] = []
-        names: list[str] = []
+        ids: list[str] = []
         waited = 0.0
         self.engine.begin(model, ctx.step)
         try:
             for _ in range(rounds + 1):
-                drawn, examples = len(names), self.prompts.draw(ctx.step, wanted - len(kept))
-                names = numbered([*names, *(example["id"] for example in examples)])
-                tickets = list(zip(range(drawn, len(names)), names[drawn:], examples, strict=True))
+                drawn, examples = len(ids), self.prompts.draw(ctx.step, wanted - len(kept))
+                ids += [example["id"] for example in examples]
+                tickets = list(zip(range(drawn, len(ids)), numbered(ids)[drawn:], examples, strict=True))
                 groups, finish = self.rollouts.play(
                     tickets[ctx.rank :: ctx.world_size], self.samples, self._now, device, self.watchdog.beat
                 )
@@ -308,7 +320,7 @@ class GRPO:
             raise UserError(f"stage {ctx.stage}, step {ctx.step}: {self.rollouts.complaint()}")
         self.rates.update([g.example["id"] for g in everything], [g.rate for g in everything], ctx.step)
         if rounds:
-            self._metrics["prompts_drawn"] = float(len(names))
+            self._metrics["prompts_drawn"] = float(len(ids))
         whole = kept or spare  # a step without any spread goes through the motions too
         # A process without a group of its own takes part with one that carries no loss.
         own = [g for g in whole if g.rank == ctx.rank] or [g for g in everything if g.rank == ctx.rank][:1]
@@ -346,7 +358,7 @@ class GRPO:
     def _check_gap(self, gap: float) -> None:
         limit = self.max_gap
         if limit is None:
-            limit = 0.5 if torch.is_autocast_enabled() or torch.is_autocast_enabled("cpu") else 0.01
+            limit = 0.5 if self._low_precision else 0.01
         if self.engine.exact and gap > limit:
             raise UserError(
                 f"a token was drawn with a log-probability that differs by {gap:.3g} from the trainer's (at most "

@@ -368,13 +368,19 @@ def last_own(mask: Sequence[bool]) -> int:
 
 
 def numbered(names: Sequence[str]) -> list[str]:
-    """Unique names: a prompt that comes twice in a step draws other noise the second time."""
-    seen: dict[str, int] = {}
-    out = []
+    """Unique names: a prompt that comes twice in a step draws other noise the second time.
+
+    What is appended to the list changes no name before it.
+    """
+    used: set[str] = set()
+    out: list[str] = []
     for name in names:
-        count = seen.get(name, 0)
-        seen[name] = count + 1
-        out.append(f"{name}~{count + 1}" if count else name)
+        unique, count = name, 1
+        while unique in used:
+            count += 1
+            unique = f"{name}~{count}"
+        used.add(unique)
+        out.append(unique)
     return out
 
 

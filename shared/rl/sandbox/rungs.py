@@ -52,25 +52,23 @@ class Rung:
 
     Attributes:
         name: as it is recorded. strong: safe for code that a model wrote.
-        about: what it does. needs: what is missing where it does not work.
+        about: what it does.
     """
 
     name: str
     strong: bool
     about: str
-    needs: str
 
 
 RUNGS = (
-    Rung("nobody_bwrap", True, "bubblewrap, as a user that owns nothing", "apt-get install bubblewrap"),
-    Rung("root_unshare", True, "own namespaces and root folder, then a user that owns nothing", "run as root"),
+    Rung("nobody_bwrap", True, "bubblewrap, as a user that owns nothing"),
+    Rung("root_unshare", True, "own namespaces and root folder, then a user that owns nothing"),
     Rung(
         "rlimits_nobody",
         False,
         "limits alone, as a user that owns nothing: the network and readable files are open",
-        "run as root",
     ),
-    Rung("rlimits", False, "limits alone: files, the network and other processes are open", ""),
+    Rung("rlimits", False, "limits alone: files, the network and other processes are open"),
 )
 
 

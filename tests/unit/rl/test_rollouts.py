@@ -4,6 +4,8 @@ import threading
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bestiary.shared.core.errors import ConfigError
 from bestiary.shared.core.examples import text_message
@@ -196,6 +198,13 @@ def test_a_prompt_that_comes_twice_draws_twice(rollouts, chats, scored):
     groups, finish = made.play([(i, n, example) for i, n in enumerate(names)], 2, Sampling(8, 1.0), CPU)
     finish()
     assert len({tuple(r.ids) for g in groups for r in g.rows}) > 4
+
+
+@given(st.lists(st.sampled_from(["q", "q~2", "z", "q~3"])), st.lists(st.sampled_from(["q", "q~2", "z"])))
+def test_names_are_unique_and_stay_when_more_prompts_are_drawn(first, more):
+    names = numbered(first + more)
+    assert len(set(names)) == len(names)
+    assert names[: len(first)] == numbered(first)
 
 
 TOOL = [text_message("tool", "result")]
