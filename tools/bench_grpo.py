@@ -71,6 +71,7 @@ def main() -> None:
     print(f"TRL / ours by seed: {[round(r, 2) for r in ratios]} (asked: {TARGET}); every row trained: ", end="")
     print([round(r, 2) for r in same_work])
     record = {"what": "100 steps of GRPO on carry addition beside TRL: CPU seconds of one thread"} | environment()
+    record.pop("command")
     record |= {"processor": bench.processor(), "steps": options.steps, "target": TARGET, "ratios": ratios}
     record |= {"ratios_all_rows": same_work, "summary": summary, "seeds": results}
     bench.save(record, options.out, "grpo")

@@ -94,6 +94,7 @@ def main() -> None:
             rows.append(row)
             print(f"{row['verifier_ms']:5.0f} ms  {way:<20} {row['wall_s']:8.3f} s")
     record = {"what": "rollouts and rewards of a step, three ways of scoring: wall seconds"} | environment()
+    record.pop("command")
     bench.save(
         record | {"processor": bench.processor(), "rounds": options.rounds, "rows": rows}, options.out, "rewards"
     )
