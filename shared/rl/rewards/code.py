@@ -13,8 +13,6 @@ from bestiary.shared.rl.protocols import Verdict
 from bestiary.shared.rl.rewards.extract import after_think, last_fence
 from bestiary.shared.rl.sandbox import Call, Sandbox
 
-KINDS = ("call", "stdin")
-
 
 class Code:
     """1 if the last Python fence after the thoughts passes all of ``meta["tests"]``, else 0.
@@ -22,6 +20,9 @@ class Code:
     Tests are ``{kind: call, function: f, calls: [{args: [...], expected: …}]}`` or ``{kind: stdin, cases: [{input: …,
     output: …}]}``. Values are compared here, where no code of the solution runs: JSON values of equal type (True is not
     1, 1 is not 1.0; a tuple counts as a list). Printed output is compared line by line, white space at the ends aside.
+    A third kind has test code, as HumanEval does: ``{kind: check, function: f, check: source of check(candidate)}``,
+    with a ``setup`` that both the solution and the test code find before them; the test code runs shut in as well, in
+    a process of its own, and compares as Python does.
 
     Paper: arXiv:2505.16400 (AceReason): all tests within the time limit or nothing.
 
@@ -65,15 +66,11 @@ class Code:
 
     def check(self, example: Example) -> None:
         """Raise BadDataError for tests that cannot be run."""
-        tests = example.get("meta", {}).get("tests") or {}
-        kind = tests.get("kind")
-        cases = tests.get("calls" if kind == "call" else "cases")
-        wanted = ("args", "expected") if kind == "call" else ("input", "output")
-        good = kind in KINDS and isinstance(cases, list) and cases and all(k in case for case in cases for k in wanted)
-        if not good or (kind == "call" and not isinstance(tests.get("function"), str)):
+        tests = example.get("meta", {}).get("tests")
+        if not isinstance(tests, Mapping) or not _can_run(tests):
             raise BadDataError(
                 f'example {example.get("id")!r}: meta["tests"] is {{kind: call, function, calls: [{{args, expected}}]}}'
-                " or {kind: stdin, cases: [{input, output}]}, with at least one case"
+                " or {kind: stdin, cases: [{input, output}]}, with at least one case, or {kind: check, function, check}"
             )
 
     def verify(self, gold: str, answer: str, example: Example) -> Verdict:
@@ -86,7 +83,7 @@ class Code:
         if len(program) > self.max_chars:
             return Verdict(0.0, note=f"a program of {len(program):,} characters")
         seconds = float(tests.get("seconds", self.seconds))
-        passed = self._calls if tests["kind"] == "call" else self._cases
+        passed = {"call": self._calls, "stdin": self._cases, "check": self._checked}[tests["kind"]]
         return passed(program, tests, seconds)
 
     def program(self, answer: str) -> str | None:
@@ -135,6 +132,14 @@ class Code:
                 break
         return self._verdict(right, len(tests["cases"]), late, why)
 
+    def _checked(self, program: str, tests: Mapping[str, Any], seconds: float) -> Verdict:
+        setup = tests.get("setup", "")
+        code = f"{setup}\n{program}" if setup else program
+        result = self.sandbox.run_check(code, tests["function"], tests["check"], setup, seconds)
+        if result.harness_error:
+            return self._failed(result.harness_error)
+        return self._verdict(int(result.passed), 1, result.timed_out, result.note or "the check fails")
+
     def _verdict(self, right: int, total: int, late: bool, why: str) -> Verdict:
         parts = {"tests_passed": right / total}
         if right == total:
@@ -143,6 +148,19 @@ class Code:
 
     def _failed(self, why: str) -> Verdict:
         return Verdict(0.0, "error", note=f"{self.sandbox.rung}: {why}"[:300])
+
+
+def _can_run(tests: Mapping[str, Any]) -> bool:
+    texts = [tests.get("function"), tests.get("check"), tests.get("setup", "")]
+    if tests.get("kind") == "check":
+        return all(isinstance(text, str) for text in texts)
+    if tests.get("kind") == "call":
+        cases, keys, named = tests.get("calls"), {"args", "expected"}, isinstance(texts[0], str)
+    else:
+        cases, keys, named = tests.get("cases"), {"input", "output"}, tests.get("kind") == "stdin"
+    if not named or not isinstance(cases, list) or not cases:
+        return False
+    return all(isinstance(case, Mapping) and keys <= set(case) for case in cases)
 
 
 def same(found: Any, wanted: Any, relative: float = 0.0) -> bool:

@@ -1,11 +1,14 @@
 """What runs inside. Both texts are read by the interpreter of the sandbox, never imported.
 
-They share an interpreter with the solution, so nothing they say is trusted: the parent compares values that it never
-sent. Each takes its code from a file descriptor (an argument has a length limit, and no null bytes) and first says
-``ready`` on a private pipe: what fails before is the sandbox's fault, what fails after is the solution's.
+``CALLS`` and ``SCRIPT`` share an interpreter with the solution, so nothing they say is trusted: values are compared
+where no code of the solution runs. Each takes its code from a file descriptor (an argument has a length limit, and no
+null bytes) and first says ``ready`` on a private pipe: what fails before is the sandbox's fault, what fails after is
+the solution's.
 """
 
-CALLS = r"""
+# The common beginning of CALLS and CHECK. JSON knows no tuples, sets and keys that are not text: `_pack` writes plain
+# values of Python so that `_unpack` makes values of exactly these types again, whatever the solution's types could do.
+_BEGIN = r"""
 import json as _json, os as _os, sys as _sys
 _in = _os.fdopen(_os.dup(0), "rb")
 _out = int(_sys.argv[2])
@@ -28,6 +31,45 @@ def _short(error):
         return (type(error).__name__ + ": " + str(error))[:300]
     except BaseException:
         return "an exception that cannot be shown"
+def _pack(value):
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, float):
+        value = float(value)
+        return value if value - value == 0 else ["f", repr(value)]
+    if isinstance(value, complex):
+        return ["c", _pack(value.real), _pack(value.imag)]
+    if isinstance(value, (bytes, bytearray)):
+        return ["b", bytes(value).hex()]
+    for name, kind in _KINDS:
+        if isinstance(value, kind):
+            return [name, [_pack(item) for item in value]]
+    if isinstance(value, dict):
+        return ["d", [[_pack(key), _pack(item)] for key, item in value.items()]]
+    raise TypeError("the value is a " + type(value).__name__)
+def _unpack(value):
+    if not isinstance(value, list):
+        return value
+    name, item = value[0], value[1]
+    if name == "f":
+        return float(item)
+    if name == "c":
+        return complex(_unpack(item), _unpack(value[2]))
+    if name == "b":
+        return bytes.fromhex(item)
+    if name == "d":
+        return {_unpack(key): _unpack(inner) for key, inner in item}
+    return dict(_KINDS)[name](_unpack(inner) for inner in item)
+_KINDS = (("l", list), ("t", tuple), ("s", set), ("z", frozenset))
+"""
+
+CALLS = (
+    _BEGIN
+    + r"""
 _write(_out, b"ready\n")
 _tag = _loads(_in.readline())["tag"]
 try:
@@ -44,13 +86,52 @@ while True:
     try:
         if not callable(_scope.get(_call["function"])):
             raise NameError("there is no function " + _call["function"])
-        _value = _scope[_call["function"]](*_call["args"], **_call["kwargs"])
+        if "packed" in _call:
+            _value = _pack(_scope[_call["function"]](*_unpack(_call["packed"][0]), **_unpack(_call["packed"][1])))
+        else:
+            _value = _scope[_call["function"]](*_call["args"], **_call["kwargs"])
     except BaseException as error:
         _say(_call["tag"], "raised", _short(error))
     else:
         _say(_call["tag"], "value", _value)
 _os._exit(0)
 """
+)
+
+# The other side of a check: a dataset's own test code, apart from the solution, whose function it calls by way of the
+# parent. One message a turn in either direction.
+CHECK = (
+    _BEGIN
+    + r"""
+def _turn(kind, value):
+    global _tag
+    _say(_tag, kind, value)
+    line = _in.readline()
+    if not line:
+        _os._exit(0)
+    message = _loads(line)
+    _tag = message["tag"]
+    return message
+def _candidate(*args, **kwargs):
+    message = _turn("value", {"packed": [_pack(args), _pack(kwargs)]})
+    if "raised" in message:
+        raise RuntimeError(message["raised"])
+    return _unpack(message["packed"])
+_write(_out, b"ready\n")
+_tag = _loads(_in.readline())["tag"]
+try:
+    _stand_in = {"__name__": "check", "__builtins__": __builtins__}
+    exec(compile(_code["setup"], "setup.py", "exec"), _stand_in)
+    _stand_in[_code["function"]] = _candidate
+    exec(compile(_code["check"], "check.py", "exec"), _stand_in)
+    _stand_in["check"](_candidate)
+except BaseException as error:
+    _turn("raised", _short(error))
+else:
+    _turn("value", {"passed": True})
+_os._exit(0)
+"""
+)
 
 SCRIPT = r"""
 def _script():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bestiary.shared.core.errors import ConfigError
-from bestiary.shared.rl.sandbox.harness import CALLS, SCRIPT
+from bestiary.shared.rl.sandbox.harness import CALLS, CHECK, SCRIPT
 from bestiary.shared.rl.sandbox.process import Outcome, Process, killed_by
 from bestiary.shared.rl.sandbox.rungs import RUNGS, Limits, command, interpreters, scratch_folder, tools_missing
 
@@ -33,6 +33,18 @@ class Result:
     """
 
     outcomes: list[Outcome]
+    harness_error: str = ""
+    seconds: float = 0.0
+    timed_out: bool = False
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Of one solution against test code; ``note`` says what was wrong, ``calls`` how many calls the test made."""
+
+    passed: bool
+    note: str = ""
+    calls: int = 0
     harness_error: str = ""
     seconds: float = 0.0
     timed_out: bool = False
@@ -156,6 +168,45 @@ class Sandbox:
         self._count(timed_out, failed)
         return Result(outcomes, failed, run.seconds, timed_out)
 
+    def run_check(
+        self, code: str, function: str, check: str, setup: str = "", seconds: float | None = None
+    ) -> CheckResult:
+        """Run a solution against test code that calls one of its functions and holds what is expected.
+
+        Two processes, each shut in: the solution's, which never sees the test code, and the test's, whose
+        ``check(candidate)`` is given a function that calls the solution's by way of this one. Between them go plain
+        values of Python (numbers, text, bytes, lists, tuples, sets, dicts), which are made anew on either side, so
+        that no code of the solution runs where values are compared.
+
+        Args:
+            code: the solution.
+            function: the name of its function; the test code may call it by its name too.
+            check: source that defines ``check(candidate)``, which raises if something is wrong.
+            setup: source that the test code needs, run before it.
+            seconds: for the solution; the test has twice that.
+        """
+        seconds = self.limits.seconds if seconds is None else seconds
+        run = self._process(CALLS, json.dumps(code).encode(), seconds)
+        text = json.dumps({"function": function, "check": check, "setup": setup}).encode()
+        test = self._process(CHECK, text, 2 * seconds)
+        failed, last, calls = "", Outcome("missing"), 0
+        try:
+            run.start()
+            test.start()
+            if test.wait_ready() and run.wait_ready():
+                last = run.ask({})
+                if last.status == "value":
+                    last, calls = _relay(run, test, function)
+        except OSError as error:
+            failed = f"the sandbox cannot start: {error}"
+        finally:
+            run.end()
+            test.end()
+        failed = failed or _not_ready(test) or _not_ready(run)
+        self._count(last.status == "timeout", failed)
+        passed = not failed and last.status == "value"
+        return CheckResult(passed, last.note, calls, failed, run.seconds, last.status == "timeout")
+
     def run_script(self, code: str, stdin: str = "", seconds: float | None = None) -> ScriptResult:
         """Run a script with this on its stdin; nothing is kept of it but what it prints."""
         run = self._process(SCRIPT, code.encode("utf-8", "surrogatepass"), seconds)
@@ -186,6 +237,22 @@ class Sandbox:
             self._counts["runs"] += 1
             self._counts["timeouts"] += timed_out
             self._counts["harness_errors"] += bool(failed)
+
+
+def _relay(run: Process, test: Process, function: str) -> tuple[Outcome, int]:
+    """Carry the test's calls to the solution, and what they give back, until either is over.
+
+    Returns:
+        How it ended, a value if the test passed; and the number of calls.
+    """
+    asked, calls = test.ask({}), 0
+    while asked.status == "value" and "packed" in asked.value:
+        calls += 1
+        answer = run.ask({"function": function, "packed": asked.value["packed"]})
+        if answer.status not in ("value", "raised"):
+            return answer, calls
+        asked = test.ask({"packed": answer.value} if answer.status == "value" else {"raised": answer.note})
+    return asked, calls
 
 
 def _not_ready(run: Process) -> str:

@@ -124,12 +124,14 @@ def test_real_scripts():
             calling(environment, "x = 6\nprint(x * 7)"),
             calling(environment, "print(x)"),
             calling(environment, "print('é' * 3)"),
+            calling(environment, "print('x' * 10**8)"),
             "42",
         ]
         said, verdict = play(environment, example(), turns)
         assert said[0] == "42"
         assert "NameError" in said[1]  # nothing is kept between calls
         assert said[2] == "ééé"
+        assert "it was stopped: more than" in said[3]
         assert verdict.score == 1.0
         environment.self_test([])
     finally:

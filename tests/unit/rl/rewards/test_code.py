@@ -14,6 +14,12 @@ CALLS = {
     "calls": [{"args": [2], "expected": [4, True]}, {"args": [3], "expected": [6, False]}],
 }
 RIGHT = "def f(x):\n    return 2 * x, x == 2"
+CHECK = {
+    "kind": "check",
+    "function": "f",
+    "setup": "import math\ndef twice(x):\n    return 2 * x\ndef f(x):\n    pass\n",
+    "check": "def check(candidate):\n    assert candidate(2) == (twice(2), {2: {1.5}})\n    assert f(3)[0] == 6",
+}
 LINES = {"kind": "stdin", "cases": [{"input": "1 2\n", "output": "3\n"}, {"input": "5 5", "output": "10"}]}
 
 
@@ -69,6 +75,23 @@ def test_stdin_tests(code, program, score):
     assert code.verify("", fenced(program), example(LINES)).score == score
 
 
+@pytest.mark.parametrize(
+    ("program", "score"),
+    [
+        ("def f(x): return math.floor(twice(x)), {x: {x - 0.5}}", 1.0),  # setup is there for the program too
+        ("def f(x): return twice(x)", 0.0),
+        ("def f(x): return twice(x), {x: {1}}", 0.0),
+        ("def f(x): return 4, {2: {1.5}}", 0.0),
+        ("pass", 0.0),
+        ("def g(x): return 0", 0.0),
+    ],
+)
+def test_check_tests(code, program, score):
+    verdict = code.verify("", fenced(program), example(CHECK))
+    assert (verdict.score, verdict.status) == (score, "ok")
+    assert code.sandbox.rung in verdict.note
+
+
 def test_what_takes_too_long_is_a_timeout(code):
     slow = example({**CALLS, "seconds": 0.5})
     verdict = code.verify("", fenced("def f(x):\n    while True: pass"), slow)
@@ -89,6 +112,7 @@ def test_a_broken_sandbox_masks_the_row(code, monkeypatch):
     monkeypatch.setattr(run, "command", lambda *a: (["/nowhere"], {}))
     assert code.verify("", fenced(RIGHT), example(CALLS)).status == "error"
     assert code.verify("", fenced(RIGHT), example(LINES)).status == "error"
+    assert code.verify("", fenced(RIGHT), example(CHECK)).status == "error"
 
 
 def test_the_self_test_runs_the_known_solution(code):
@@ -106,6 +130,11 @@ def test_the_self_test_runs_the_known_solution(code):
         {"kind": "call", "calls": [{"args": [1], "expected": 1}]},
         {"kind": "stdin", "cases": []},
         {"kind": "x"},
+        {"kind": ["call"]},
+        {"kind": "call", "function": "f", "calls": [7]},
+        {"kind": "check", "function": "f"},
+        {"kind": "check", "function": "f", "check": "", "setup": 3},
+        [],
     ],
 )
 def test_tests_that_cannot_be_run_are_named(tests):
