@@ -51,7 +51,7 @@ class Attention(nn.Module):
         if layout.plain:
             if length == 1 and grouped:  # one query: the heads of a group as its queries, twice as fast on a CPU
                 folded = q.view(len(q), self.kv_heads, -1, self.head_dim)
-                return F.scaled_dot_product_attention(folded, k, v).view(q.shape)
+                return F.scaled_dot_product_attention(folded, k, v).reshape(q.shape)
             return F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, enable_gqa=grouped)
         parts = []
         for start in range(0, length, MASKED_QUERIES):
