@@ -15,7 +15,7 @@ class _SquaredReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x)
-        return F.relu(x).square_()
+        return F.relu(x).square()  # in place, torch.compile of torch 2.11 gives wrong gradients
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
