@@ -60,6 +60,14 @@ def load_tokenizer(name: str, template: str | None = None) -> Any:
     )
 
 
+TAGS = frozenset(
+    f"<{end}{name}>"
+    for name in ("think", "tool_call", "TOOLCALL", "tool_response", "TOOL_RESPONSE")
+    for end in ("", "/")
+)
+"""What means something in an answer, though some checkpoints mark it as special: thoughts and calls of tools."""
+
+
 class FolderTokenizer:
     """The tokenizer of a checkpoint folder, with its own chat template where it has one.
 
@@ -103,10 +111,10 @@ class FolderTokenizer:
         return self.hf.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text; special tokens are left out, broken UTF-8 is replaced."""
+        """The text; special tokens but those of :data:`TAGS` are left out, broken UTF-8 is replaced."""
         # An embedding may be padded to more rows than there are tokens: such an id has no text.
-        known = [i for i in ids if i < len(self.hf)]
-        return self.hf.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        known = [i for i in ids if i < len(self.hf) and i not in self._silent]
+        return self.hf.decode(known, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def add_tokens(self, names: Sequence[str]) -> list[int]:
         """Add special tokens (known ones keep their id) and return their ids."""
@@ -151,7 +159,9 @@ class FolderTokenizer:
         return ids, own
 
     def _special_tokens(self) -> list[str]:
-        return [token.content for token in self.hf.added_tokens_decoder.values() if token.special]
+        specials = {i: token.content for i, token in self.hf.added_tokens_decoder.items() if token.special}
+        self._silent = {i for i, name in specials.items() if name not in TAGS}
+        return list(specials.values())
 
     def _stop_ids(self, folder: Path) -> tuple[int, ...]:
         """The end token, what generation_config.json names, and what ends an assistant's turn in the template."""

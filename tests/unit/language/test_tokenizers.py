@@ -89,6 +89,9 @@ def test_a_folder(make):
     assert tokenizer.add_tokens(["<image>", "<|im_end|>", "<audio>"]) == [size, tokenizer.stop_ids[1], size + 1]
     assert tokenizer.vocab_size == size + 2
     assert tokenizer.token_id("<audio>") == size + 1
+    # Tags of thoughts and tool calls are special in some checkpoints; an answer without them could not be read.
+    (audio, call) = tokenizer.add_tokens(["<audio>", "<tool_call>"])
+    assert tokenizer.decode([audio, call, *tokenizer.encode("f()"), tokenizer.eos_id]) == "<tool_call>f()"
     assert tokenizer.token_id("<nothing>") is None
     assert size not in tokenizer.encode("<image>")
 
