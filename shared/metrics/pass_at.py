@@ -34,7 +34,7 @@ class PassAt:
         environment: None asks each example's verifier once.
         prompts_at_once: prompts that are completed together.
         label: put before the names of the numbers.
-        by: a key of ``meta``: pass@1 is reported for each of its values too.
+        by: a key of ``meta``: pass@1 is reported for each of its values too, where an example has it.
     """
 
     name = "pass_at"
@@ -75,10 +75,11 @@ class PassAt:
             "errors": float(sum(row.verdict.status == "error" for row in rows)),
         }
         if self.by is not None:
-            kinds = [str(group.example.get("meta", {}).get(self.by)) for group in groups]
-            for kind in sorted(set(kinds)):
-                here = [m for m, own in zip(means, kinds, strict=True) if own == kind]
-                out[f"pass@1/{self.by}={kind}"] = sum(here) / len(here)
+            kinds: dict[str, list[float]] = {}
+            for group, mean in zip(groups, means, strict=True):
+                if self.by in (meta := group.example.get("meta", {})):
+                    kinds.setdefault(str(meta[self.by]), []).append(mean)
+            out |= {f"pass@1/{self.by}={kind}": sum(here) / len(here) for kind, here in sorted(kinds.items())}
         return {f"{self.prefix}{name}": value for name, value in out.items()}
 
     def play(self, model: nn.Module, examples: Sequence[Example]) -> list[Group]:

@@ -161,6 +161,8 @@ def test_pass_at_counts_what_the_environment_says(llama, chats, scored):
     assert found["g/pass@1"] == pytest.approx(1 / 3)
     assert found["g/errors"] == 1
     assert (found["g/pass@1/kind=x"], found["g/pass@1/kind=y"]) == (0.5, 0.0)
+    examples[1]["meta"] = {}
+    assert [name for name in protocol(llama().eval(), examples) if "kind" in name] == ["g/pass@1/kind=x"]
 
 
 @pytest.mark.parametrize(
