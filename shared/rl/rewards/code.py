@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -66,11 +67,13 @@ class Code:
 
     def check(self, example: Example) -> None:
         """Raise BadDataError for tests that cannot be run."""
-        tests = example.get("meta", {}).get("tests")
+        meta = example.get("meta")
+        tests = meta.get("tests") if isinstance(meta, Mapping) else None
         if not isinstance(tests, Mapping) or not _can_run(tests):
             raise BadDataError(
                 f'example {example.get("id")!r}: meta["tests"] is {{kind: call, function, calls: [{{args, expected}}]}}'
-                " or {kind: stdin, cases: [{input, output}]}, with at least one case, or {kind: check, function, check}"
+                " or {kind: stdin, cases: [{input, output}]}, with at least one case, or {kind: check, function,"
+                " check}; args is a list, kwargs an object, all of it JSON, and seconds (if there) a number above 0"
             )
 
     def verify(self, gold: str, answer: str, example: Example) -> Verdict:
@@ -106,16 +109,15 @@ class Code:
 
     def _calls(self, program: str, tests: Mapping[str, Any], seconds: float) -> Verdict:
         calls = [Call(tests["function"], c["args"], c.get("kwargs") or {}) for c in tests["calls"]]
-        result = self.sandbox.run_calls(program, calls, seconds)
+        result = self.sandbox.run_calls(
+            program, calls, seconds, lambda at, value: same(value, tests["calls"][at]["expected"], self.relative)
+        )
         if result.harness_error:
             return self._failed(result.harness_error)
-        right = 0
-        why = ""
-        for outcome, case in zip(result.outcomes, tests["calls"], strict=True):
-            good = outcome.status == "value" and same(outcome.value, case["expected"], self.relative)
-            right += good
-            if not good and not why:
-                why = outcome.note or f"{outcome.status}, or another value"
+        good = [outcome.status == "value" and outcome.value is True for outcome in result.outcomes]
+        right = sum(good)
+        wrong = next((o for o, passed in zip(result.outcomes, good, strict=True) if not passed), None)
+        why = "" if wrong is None else wrong.note or f"{wrong.status}, or another value"
         return self._verdict(right, len(calls), result.timed_out, why)
 
     def _cases(self, program: str, tests: Mapping[str, Any], seconds: float) -> Verdict:
@@ -133,9 +135,7 @@ class Code:
         return self._verdict(right, len(tests["cases"]), late, why)
 
     def _checked(self, program: str, tests: Mapping[str, Any], seconds: float) -> Verdict:
-        setup = tests.get("setup", "")
-        code = f"{setup}\n{program}" if setup else program
-        result = self.sandbox.run_check(code, tests["function"], tests["check"], setup, seconds)
+        result = self.sandbox.run_check(program, tests["function"], tests["check"], tests.get("setup", ""), seconds)
         if result.harness_error:
             return self._failed(result.harness_error)
         return self._verdict(int(result.passed), 1, result.timed_out, result.note or "the check fails")
@@ -151,16 +151,32 @@ class Code:
 
 
 def _can_run(tests: Mapping[str, Any]) -> bool:
-    texts = [tests.get("function"), tests.get("check"), tests.get("setup", "")]
-    if tests.get("kind") == "check":
-        return all(isinstance(text, str) for text in texts)
-    if tests.get("kind") == "call":
-        cases, keys, named = tests.get("calls"), {"args", "expected"}, isinstance(texts[0], str)
-    else:
-        cases, keys, named = tests.get("cases"), {"input", "output"}, tests.get("kind") == "stdin"
-    if not named or not isinstance(cases, list) or not cases:
+    seconds = tests.get("seconds", 1)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e6:
         return False
-    return all(isinstance(case, Mapping) and keys <= set(case) for case in cases)
+    try:
+        json.dumps(dict(tests), allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    if tests.get("kind") == "check":
+        return all(isinstance(tests.get(key, ""), str) for key in ("function", "check", "setup")) and {
+            "function",
+            "check",
+        } <= set(tests)
+    cases, good = (tests.get("cases"), _printed) if tests.get("kind") == "stdin" else (tests.get("calls"), _called)
+    if tests.get("kind") not in ("stdin", "call") or not isinstance(cases, list) or not cases:
+        return False
+    named = tests.get("kind") == "stdin" or isinstance(tests.get("function"), str)
+    return named and all(isinstance(case, Mapping) and good(case) for case in cases)
+
+
+def _called(case: Mapping[str, Any]) -> bool:
+    args, kwargs = case.get("args"), case.get("kwargs") or {}
+    return "expected" in case and isinstance(args, list | tuple) and isinstance(kwargs, Mapping)
+
+
+def _printed(case: Mapping[str, Any]) -> bool:
+    return isinstance(case.get("input"), str) and isinstance(case.get("output"), str)
 
 
 def same(found: Any, wanted: Any, relative: float = 0.0) -> bool:

@@ -6,10 +6,31 @@ null bytes) and first says ``ready`` on a private pipe: what fails before is the
 the solution's.
 """
 
+# The first lines of all. Nothing is imported from the working folder; ``exit`` is there, which ``-S`` leaves out; and
+# the caller's session keyring (of the kernel) is left for an empty one, where the machine knows such a thing.
+_FIRST = r"""
+import sys
+sys.path[:] = [path for path in sys.path if path]
+import builtins
+builtins.exit = builtins.quit = sys.exit
+try:
+    import ctypes, os
+    _number = {"x86_64": 250, "aarch64": 219, "riscv64": 219}.get(os.uname().machine)
+    if _number is not None:
+        ctypes.CDLL(None).syscall(_number, 1, None)
+    del ctypes, os, _number
+except Exception:
+    pass
+_sys = sys
+del sys, builtins
+"""
+
 # The common beginning of CALLS and CHECK. JSON knows no tuples, sets and keys that are not text: `_pack` writes plain
 # values of Python so that `_unpack` makes values of exactly these types again, whatever the solution's types could do.
-_BEGIN = r"""
-import json as _json, os as _os, sys as _sys
+_BEGIN = (
+    _FIRST
+    + r"""
+import json as _json, os as _os, types as _types
 _in = _os.fdopen(_os.dup(0), "rb")
 _out = int(_sys.argv[2])
 _null = _os.open("/dev/null", _os.O_RDONLY)
@@ -17,7 +38,8 @@ _os.dup2(_null, 0)
 _dumps, _loads, _write = _json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode, _json.loads, _os.write
 with _os.fdopen(int(_sys.argv[1]), "rb") as _file:
     _code = _loads(_file.read())
-_scope = {"__name__": "solution", "__builtins__": __builtins__}
+_module = _sys.modules["solution"] = _types.ModuleType("solution")  # dataclasses and pickle look for it
+_scope = _module.__dict__
 def _say(tag, kind, value):
     try:
         line = _dumps(value)
@@ -66,6 +88,7 @@ def _unpack(value):
     return dict(_KINDS)[name](_unpack(inner) for inner in item)
 _KINDS = (("l", list), ("t", tuple), ("s", set), ("z", frozenset))
 """
+)
 
 CALLS = (
     _BEGIN
@@ -73,7 +96,8 @@ CALLS = (
 _write(_out, b"ready\n")
 _tag = _loads(_in.readline())["tag"]
 try:
-    exec(compile(_code, "solution.py", "exec"), _scope)
+    for _part in _code:
+        exec(compile(_part, "solution.py", "exec"), _scope)
 except BaseException as error:
     _say(_tag, "raised", _short(error))
 else:
@@ -103,6 +127,14 @@ _os._exit(0)
 CHECK = (
     _BEGIN
     + r"""
+_ERRORS = {
+    name: getattr(__builtins__, name)
+    for name in (
+        "ArithmeticError AssertionError AttributeError EOFError IndexError KeyError LookupError NameError "
+        "NotImplementedError OSError OverflowError RecursionError RuntimeError StopIteration TypeError ValueError "
+        "ZeroDivisionError"
+    ).split()
+}
 def _turn(kind, value):
     global _tag
     _say(_tag, kind, value)
@@ -115,8 +147,14 @@ def _turn(kind, value):
 def _candidate(*args, **kwargs):
     message = _turn("value", {"packed": [_pack(args), _pack(kwargs)]})
     if "raised" in message:
-        raise RuntimeError(message["raised"])
-    return _unpack(message["packed"])
+        name, _, text = message["raised"].partition(": ")
+        kind = _ERRORS.get(name)
+        raise kind(text) if kind else RuntimeError(message["raised"])
+    try:
+        return _unpack(message["packed"])
+    except BaseException:  # the solution wrote something that is no value: no exception of the test's to catch
+        _say(_tag, "raised", "the value is not plain")
+        _os._exit(0)
 _write(_out, b"ready\n")
 _tag = _loads(_in.readline())["tag"]
 try:
@@ -133,7 +171,9 @@ _os._exit(0)
 """
 )
 
-SCRIPT = r"""
+SCRIPT = (
+    _FIRST
+    + r"""
 def _script():
     import os, sys
     with os.fdopen(int(sys.argv[1]), "rb") as file:
@@ -141,7 +181,8 @@ def _script():
     os.write(int(sys.argv[2]), b"ready\n")
     os.close(int(sys.argv[2]))
     sys.argv[:] = ["script.py"]
-    del globals()["_script"]
+    del globals()["_script"], globals()["_sys"]
     return compile(code, "script.py", "exec")
 exec(_script())
 """
+)

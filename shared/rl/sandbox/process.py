@@ -65,7 +65,10 @@ class Process:
         self.killed = ""
         self.late = self.ready = False
         self.returncode, self.seconds = -1, 0.0
-        self.began = time.monotonic()
+        self.began = self._stood = time.monotonic()
+        self._asked_s = 0.0
+        self._inner: list[int] = []
+        self._last_look = False
         self._process: subprocess.Popen[bytes] | None = None
         self._stdin, self._waiting, self._close_stdin = -1, bytearray(), False
         self._answers_fd = -1
@@ -79,8 +82,9 @@ class Process:
             OSError: if it does not start.
         """
         file = os.memfd_create("solution")
-        self._answers_fd, theirs = os.pipe()
+        theirs = -1
         try:
+            self._answers_fd, theirs = os.pipe()
             with os.fdopen(os.dup(file), "wb") as stream:
                 stream.write(self.code)
             os.lseek(file, 0, os.SEEK_SET)
@@ -96,7 +100,8 @@ class Process:
                 bufsize=0,
             )
         finally:
-            os.close(theirs)
+            if theirs >= 0:
+                os.close(theirs)
             os.close(file)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -119,15 +124,25 @@ class Process:
         if self.late:
             self.late, self.killed = False, f"not ready after {limit:g} s"
         self.ready = self.answers.startswith(b"ready\n")
+        assert self._process is not None
+        self._inner = _children(self._process.pid)
         del self.answers[: len(b"ready\n")]
-        self.began = time.monotonic()
+        self.began = self._stood = time.monotonic()
         return self.ready
 
     def ask(self, message: dict[str, Any]) -> Outcome:
         """Send one message under a tag of its own, and wait for the line that bears the tag.
 
-        The tag is drawn here, so a process cannot have answered a message before it has read it.
+        The tag is drawn here, so a process cannot have answered a message before it has read it. Time counts while an
+        answer is waited for, over all messages.
         """
+        self.began, self._last_look = time.monotonic() - self._asked_s, False
+        try:
+            return self._answer(message)
+        finally:
+            self._asked_s = time.monotonic() - self.began
+
+    def _answer(self, message: dict[str, Any]) -> Outcome:
         tag = secrets.token_hex(16)
         self._send(json.dumps({"tag": tag, **message}).encode() + b"\n")
         while True:
@@ -164,6 +179,13 @@ class Process:
         process = self._process
         if process is not None:
             if process.poll() is None:
+                # First what the outermost process waits for, so that it collects it.
+                for child in _children(process.pid):
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(child, signal.SIGKILL)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.3)
+            if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.kill()
@@ -171,11 +193,12 @@ class Process:
                 with contextlib.suppress(OSError, ValueError):
                     stream.close()  # type: ignore[union-attr]
             self.returncode = process.wait()
+            _collect(self._inner)
         if self._answers_fd >= 0:
             os.close(self._answers_fd)
         self._pick.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
-        self.seconds = time.monotonic() - self.began
+        self.seconds = time.monotonic() - self._stood
 
     def tail(self) -> str:
         """The end of what it wrote to stderr."""
@@ -189,10 +212,11 @@ class Process:
     def _step(self, until: float) -> bool:
         """Write and read what can be; false when it is over, or when the clock says ``until`` (then ``late``)."""
         assert self._process is not None
-        left = until - time.monotonic()
-        if left <= 0:
+        left = max(until - time.monotonic(), 0.0)
+        if left == 0 and self._last_look:
             self.late = True
             return False
+        self._last_look = left == 0  # what came in time is read, though this thread was late itself
         ended = self._process.poll() is not None
         if not any(key.events & selectors.EVENT_READ for key in self._pick.get_map().values()):
             return False
@@ -236,6 +260,22 @@ class Process:
         if len(kept) > self.limits.output_bytes:
             self.killed = f"more than {self.limits.output_bytes:,} bytes of output"
         return not self.killed
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (OSError, ValueError):
+        return []
+
+
+def _collect(orphans: Sequence[int]) -> None:
+    """Where this program is process 1 of a container, orphans come to it, and stay as zombies unless it asks."""
+    until = time.monotonic() + 0.3
+    for child in orphans:
+        with contextlib.suppress(ChildProcessError):  # as it is everywhere else
+            while os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < until:
+                time.sleep(0.002)
 
 
 def read_answer(line: bytes) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,13 @@ class Sandbox:
     def close(self) -> None:
         """There is nothing to give back: no process outlives its run."""
 
-    def run_calls(self, code: str, calls: Sequence[Call], seconds: float | None = None) -> Result:
+    def run_calls(
+        self,
+        code: str,
+        calls: Sequence[Call],
+        seconds: float | None = None,
+        keep: Callable[[int, Any], Any] | None = None,
+    ) -> Result:
         """Run a solution, and call its functions one after the other in its one process.
 
         A call is sent when the answer to the one before has come, and its answer must bear a tag that is drawn when it
@@ -144,8 +150,9 @@ class Sandbox:
             code: the solution.
             calls: what to call.
             seconds: for all of it; None is the limits'.
+            keep: what is kept of the value of call i in its place, asked as soon as it is there; values can be large.
         """
-        run = self._process(CALLS, json.dumps(code).encode(), seconds)
+        run = self._process(CALLS, json.dumps([code]).encode(), seconds)
         failed = ""
         outcomes: list[Outcome] = []
         try:
@@ -155,7 +162,10 @@ class Sandbox:
                 outcomes = [] if first.status == "value" else [first] * len(calls)
                 for call in calls if not outcomes else ():
                     message = {"function": call.function, "args": list(call.args), "kwargs": dict(call.kwargs)}
-                    outcomes.append(run.ask(message))
+                    outcome = run.ask(message)
+                    if keep is not None and outcome.status == "value":
+                        outcome = replace(outcome, value=keep(len(outcomes), outcome.value))
+                    outcomes.append(outcome)
                     if outcomes[-1].status in ("timeout", "killed", "missing"):
                         break
                 outcomes += outcomes[-1:] * (len(calls) - len(outcomes))
@@ -182,13 +192,12 @@ class Sandbox:
             code: the solution.
             function: the name of its function; the test code may call it by its name too.
             check: source that defines ``check(candidate)``, which raises if something is wrong.
-            setup: source that the test code needs, run before it.
-            seconds: for the solution; the test has twice that.
+            setup: source that stands before the solution and before the test code.
+            seconds: for the solution; the test has as long for itself.
         """
-        seconds = self.limits.seconds if seconds is None else seconds
-        run = self._process(CALLS, json.dumps(code).encode(), seconds)
+        run = self._process(CALLS, json.dumps([setup, code]).encode(), seconds)
         text = json.dumps({"function": function, "check": check, "setup": setup}).encode()
-        test = self._process(CHECK, text, 2 * seconds)
+        test = self._process(CHECK, text, seconds)
         failed, last, calls = "", Outcome("missing"), 0
         try:
             run.start()
@@ -227,6 +236,8 @@ class Sandbox:
 
     def _process(self, harness: str, code: bytes, seconds: float | None) -> Process:
         limits = self.limits if seconds is None else replace(self.limits, seconds=seconds)
+        if not 0 < limits.seconds < 1e6:
+            raise ValueError(f"a time limit is above 0 s and finite, not {limits.seconds!r}")
         scratch = scratch_folder()
         words, environment = command(self.rung, limits, self._python, harness, scratch)
         strong = self.rung in ("nobody_bwrap", "root_unshare")  # these make a root folder of their own

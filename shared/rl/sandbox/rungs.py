@@ -32,8 +32,9 @@ class Limits:
             about the same limit.
         start_seconds: until the harness stands; more is a failure of the sandbox.
         memory_mb: address space of a process. file_mb: largest file, and the size of the scratch folder.
-        processes: processes and threads at once of the user that it runs as; times ``memory_mb`` it is what a run can
-            take at most. files: open at once.
+        processes: processes and threads at once of the user that it runs as. files: open at once. Memory that no
+            address space shows (shared memory, files in memory) is not counted: no cgroup is used, so a machine that
+            runs hostile code should limit the memory of the whole run from outside.
         output_bytes: of stdout and stderr each, and of one returned value; more ends the run.
     """
 
@@ -95,7 +96,8 @@ def command(
         scratch: an empty folder of the parent's, where a rung needs one.
     """
     program, folders = python
-    inner = [program, "-I", "-S", "-B", "-c", code]
+    # Not -I, which would ignore the seed of hashes: sets should have one order. The harness mends sys.path itself.
+    inner = [program, "-s", "-S", "-B", "-c", code]
     environment = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
     limited = ["prlimit", *_rlimits(limits), "--", *inner]
     user = _user()
