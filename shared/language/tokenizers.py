@@ -97,7 +97,7 @@ class FolderTokenizer:
         self.eos_id: int = self.hf.eos_token_id
         self.pad_id: int = self.eos_id if self.hf.pad_token_id is None else self.hf.pad_token_id
         self.key = f"{name}-{_digest(folder)}"
-        self._specials = self._special_tokens()
+        self._read_specials()
         self._template = TEMPLATES[template] if template else JinjaChat(self.hf) if self.hf.chat_template else chatml
         self.stop_ids = self._stop_ids(folder)
 
@@ -120,7 +120,7 @@ class FolderTokenizer:
         """Add special tokens (known ones keep their id) and return their ids."""
         new = [name for name in names if self.token_id(name) is None]
         self.hf.add_tokens(new, special_tokens=True)
-        self._specials = self._special_tokens()
+        self._read_specials()
         return [self.hf.convert_tokens_to_ids(name) for name in names]
 
     def token_id(self, name: str) -> int | None:
@@ -158,10 +158,10 @@ class FolderTokenizer:
             own += [mine[min(start, len(mine) - 1)] for start, _ in out["offset_mapping"]]
         return ids, own
 
-    def _special_tokens(self) -> list[str]:
+    def _read_specials(self) -> None:
         specials = {i: token.content for i, token in self.hf.added_tokens_decoder.items() if token.special}
+        self._specials = list(specials.values())
         self._silent = {i for i, name in specials.items() if name not in TAGS}
-        return list(specials.values())
 
     def _stop_ids(self, folder: Path) -> tuple[int, ...]:
         """The end token, what generation_config.json names, and what ends an assistant's turn in the template."""

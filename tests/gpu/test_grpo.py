@@ -56,7 +56,7 @@ def drawn(folder):
         ([*HYBRID, "trainer.precision=32-true"], 1e-3),
         ([*HYBRID, "trainer.precision=bf16-mixed"], 0.5),
     ],
-    ids=["llama-fp32", "llama-bf16", "hybrid-fp32", "hybrid-bf16"],
+    ids=["qwen2-fp32", "qwen2-bf16", "hybrid-fp32", "hybrid-bf16"],
 )
 def test_sampling_and_scoring_agree(run_tool, tmp_path, change, most):
     done = run_tool("train", *TINY, *change, f"paths.run_dir={tmp_path / 'run'}", timeout=500)

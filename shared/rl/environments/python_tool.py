@@ -79,7 +79,7 @@ class PythonTool(ToolEnvironment):
         parts = [_middle(result.stdout, self.max_result // 2)]
         if result.timed_out:
             parts.append("error: it took too long and was stopped")
-        elif getattr(result, "killed", ""):
+        elif result.killed:
             parts.append(f"error: it was stopped: {result.killed}")
         elif result.returncode:
             # The last lines say what went wrong; the ones before say where in a file that is gone.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bestiary.shared.core.errors import BadDataError
@@ -151,32 +151,36 @@ class Code:
 
 
 def _can_run(tests: Mapping[str, Any]) -> bool:
-    seconds = tests.get("seconds", 1)
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e6:
+    kind, seconds = tests.get("kind"), tests.get("seconds", 1)
+    if not isinstance(seconds, int | float) or not 0 < seconds < math.inf or not _is_json(dict(tests)):
         return False
-    try:
-        json.dumps(dict(tests), allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
-        return False
-    if tests.get("kind") == "check":
-        return all(isinstance(tests.get(key, ""), str) for key in ("function", "check", "setup")) and {
-            "function",
-            "check",
-        } <= set(tests)
-    cases, good = (tests.get("cases"), _printed) if tests.get("kind") == "stdin" else (tests.get("calls"), _called)
-    if tests.get("kind") not in ("stdin", "call") or not isinstance(cases, list) or not cases:
-        return False
-    named = tests.get("kind") == "stdin" or isinstance(tests.get("function"), str)
-    return named and all(isinstance(case, Mapping) and good(case) for case in cases)
+    if kind == "check":
+        texts = (tests.get("function"), tests.get("check"), tests.get("setup", ""))
+        return all(isinstance(text, str) for text in texts)
+    if kind == "call":
+        return isinstance(tests.get("function"), str) and _all(tests.get("calls"), _is_call)
+    return kind == "stdin" and _all(tests.get("cases"), _is_case)
 
 
-def _called(case: Mapping[str, Any]) -> bool:
+def _all(cases: Any, good: Callable[[Mapping[str, Any]], bool]) -> bool:
+    return isinstance(cases, list) and bool(cases) and all(isinstance(c, Mapping) and good(c) for c in cases)
+
+
+def _is_call(case: Mapping[str, Any]) -> bool:
     args, kwargs = case.get("args"), case.get("kwargs") or {}
     return "expected" in case and isinstance(args, list | tuple) and isinstance(kwargs, Mapping)
 
 
-def _printed(case: Mapping[str, Any]) -> bool:
+def _is_case(case: Mapping[str, Any]) -> bool:
     return isinstance(case.get("input"), str) and isinstance(case.get("output"), str)
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def same(found: Any, wanted: Any, relative: float = 0.0) -> bool:

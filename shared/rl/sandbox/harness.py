@@ -1,4 +1,4 @@
-"""What runs inside. Both texts are read by the interpreter of the sandbox, never imported.
+"""What runs inside. The texts are read by the interpreter of the sandbox, never imported.
 
 ``CALLS`` and ``SCRIPT`` share an interpreter with the solution, so nothing they say is trusted: values are compared
 where no code of the solution runs. Each takes its code from a file descriptor (an argument has a length limit, and no
@@ -19,7 +19,7 @@ try:
     if _number is not None:
         ctypes.CDLL(None).syscall(_number, 1, None)
     del ctypes, os, _number
-except Exception:
+except (ImportError, OSError, AttributeError):  # no ctypes, or a C library without it
     pass
 _sys = sys
 del sys, builtins
@@ -180,6 +180,7 @@ def _script():
         code = file.read()
     os.write(int(sys.argv[2]), b"ready\n")
     os.close(int(sys.argv[2]))
+    os.read(0, 1)  # the parent has seen who is to be collected
     sys.argv[:] = ["script.py"]
     del globals()["_script"], globals()["_sys"]
     return compile(code, "script.py", "exec")

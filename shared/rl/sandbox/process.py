@@ -73,7 +73,7 @@ class Process:
         self._stdin, self._waiting, self._close_stdin = -1, bytearray(), False
         self._answers_fd = -1
         self._junk = 0
-        self._pick = selectors.DefaultSelector()
+        self._pick = selectors.PollSelector()  # unlike others it needs no descriptor of its own
 
     def start(self) -> None:
         """Start it.
@@ -168,9 +168,9 @@ class Process:
         return Outcome("missing", note="the process ended without an answer")
 
     def talk(self, data: bytes) -> None:
-        """Give it all of stdin, and read until it ends."""
+        """Give it the byte that it waits for and all of stdin, and read until it ends."""
         self._close_stdin = True
-        self._send(data)
+        self._send(b"\n" + data)
         while not (self.killed or self.late) and self._step(self.began + self.limits.seconds):
             pass
 
@@ -180,11 +180,12 @@ class Process:
         if process is not None:
             if process.poll() is None:
                 # First what the outermost process waits for, so that it collects it.
-                for child in _children(process.pid):
+                children = _children(process.pid)
+                for child in children:
                     with contextlib.suppress(ProcessLookupError, PermissionError):
                         os.kill(child, signal.SIGKILL)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(0.3)
+                    process.wait(1.0 if children else 0.0)
             if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
@@ -197,7 +198,10 @@ class Process:
         if self._answers_fd >= 0:
             os.close(self._answers_fd)
         self._pick.close()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        try:
+            self._scratch.rmdir()  # mostly it is empty, and this needs no descriptor
+        except OSError:
+            shutil.rmtree(self._scratch, ignore_errors=True)
         self.seconds = time.monotonic() - self._stood
 
     def tail(self) -> str:
@@ -271,7 +275,7 @@ def _children(pid: int) -> list[int]:
 
 def _collect(orphans: Sequence[int]) -> None:
     """Where this program is process 1 of a container, orphans come to it, and stay as zombies unless it asks."""
-    until = time.monotonic() + 0.3
+    until = time.monotonic() + 1.0
     for child in orphans:
         with contextlib.suppress(ChildProcessError):  # as it is everywhere else
             while os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < until:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import math
 import os
 import secrets
 import shutil
@@ -13,6 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from bestiary.shared.core.errors import ConfigError
 
 NOBODY = 65534
 FIRST_USER, USERS = 2_000_000_000, 100_000_000
@@ -36,6 +39,9 @@ class Limits:
             address space shows (shared memory, files in memory) is not counted: no cgroup is used, so a machine that
             runs hostile code should limit the memory of the whole run from outside.
         output_bytes: of stdout and stderr each, and of one returned value; more ends the run.
+
+    Raises:
+        ConfigError: for a limit that is none.
     """
 
     seconds: float = 10.0
@@ -45,6 +51,11 @@ class Limits:
     files: int = 64
     output_bytes: int = 1_000_000
     start_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ConfigError(f"sandbox limits: {name} is a number above 0, not {value!r}")
 
 
 @dataclass(frozen=True)

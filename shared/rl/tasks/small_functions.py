@@ -28,28 +28,24 @@ class Operation:
     apply: Callable[[Any], Any]
 
 
-def _bound(op: Callable[[Any, int], Any], k: int) -> Callable[[Any], Any]:
-    return lambda value: op(value, k)
-
-
 def _numbers() -> list[Operation]:
-    ops = [Operation(f"plus {k}", f"({{}} + {k})", _bound(lambda v, k: v + k, k)) for k in range(1, 10)]
-    ops += [Operation(f"minus {k}", f"({{}} - {k})", _bound(lambda v, k: v - k, k)) for k in range(1, 10)]
-    return ops + [Operation(f"times {k}", f"{{}} * {k}", _bound(lambda v, k: v * k, k)) for k in range(2, 10)]
+    ops = [Operation(f"plus {k}", f"({{}} + {k})", lambda v, k=k: v + k) for k in range(1, 10)]
+    ops += [Operation(f"minus {k}", f"({{}} - {k})", lambda v, k=k: v - k) for k in range(1, 10)]
+    return ops + [Operation(f"times {k}", f"{{}} * {k}", lambda v, k=k: v * k) for k in range(2, 10)]
 
 
-def _ends() -> list[Operation]:
+def _slices() -> list[Operation]:
     ops = [Operation("reverse", "{}[::-1]", lambda v: v[::-1])]
-    ops += [Operation(f"first {k}", f"{{}}[:{k}]", _bound(lambda v, k: v[:k], k)) for k in range(1, 7)]
-    ops += [Operation(f"last {k}", f"{{}}[-{k}:]", _bound(lambda v, k: v[-k:], k)) for k in range(1, 7)]
-    ops += [Operation(f"drop {k}", f"{{}}[{k}:]", _bound(lambda v, k: v[k:], k)) for k in range(1, 7)]
+    ops += [Operation(f"first {k}", f"{{}}[:{k}]", lambda v, k=k: v[:k]) for k in range(1, 7)]
+    ops += [Operation(f"last {k}", f"{{}}[-{k}:]", lambda v, k=k: v[-k:]) for k in range(1, 7)]
+    ops += [Operation(f"drop {k}", f"{{}}[{k}:]", lambda v, k=k: v[k:]) for k in range(1, 7)]
     return [*ops, Operation("twice", "({} * 2)", lambda v: v * 2)]
 
 
 FAMILIES: dict[str, tuple[Operation, ...]] = {
     "number": tuple(_numbers()),
-    "text": (*_ends(), Operation("upper case", "{}.upper()", str.upper)),
-    "list": (*_ends(), Operation("sort", "sorted({})", sorted)),
+    "text": (*_slices(), Operation("upper case", "{}.upper()", str.upper)),
+    "list": (*_slices(), Operation("sort", "sorted({})", sorted)),
 }
 """What functions of each kind of argument are made of."""
 
@@ -58,11 +54,11 @@ class SmallFunctions:
     """``list: sort, then first 2`` asks for ``def f(x): return sorted(x)[:2]`` in a Python fence.
 
     Questions are pairs of different operations of three families (numbers, text, lists), without those whose result is
-    always the same (``last 3, then drop 4`` leaves nothing). The part ``sft`` is what a
-    teacher writes who takes the two steps in the wrong order with probability ``noise``; the part ``rl`` (and the
-    whole) has ``meta["tests"]`` for the verifier ``code``: calls whose results come from composing the operations
-    here, never from the text of a program. Where the order matters at all, at least one of the calls shows it
-    (``meta["order_matters"]``), so that the teacher's mistake never passes.
+    always the same (``last 3, then drop 4`` leaves nothing). The part ``sft`` is what a teacher writes who takes the
+    two steps in the wrong order with probability ``noise``; the part ``rl`` (and the whole) has ``meta["tests"]`` for
+    the verifier ``code``: calls whose results come from composing the operations here, never from the text of a
+    program. Where the order matters at all, at least one of the calls shows it (``meta["order_matters"]``), so that
+    the teacher's mistake never passes. A few questions are passed by a shorter program too: no five calls show all.
 
     Questions are held out by their hash: those of ``val`` and ``test`` are in no training part.
 

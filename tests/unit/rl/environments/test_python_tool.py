@@ -18,6 +18,7 @@ class Ran:
     returncode: int = 0
     timed_out: bool = False
     harness_error: str = ""
+    killed: str = ""
 
 
 class FakeSandbox:

@@ -124,11 +124,8 @@ def test_a_slow_start_of_either_is_nobodys_time(sandbox, monkeypatch, slow):
 
     def late(rung, limits, python, harness, scratch):
         words, environment = real(rung, limits, python, harness, scratch)
-        return (
-            (["/bin/sh", "-c", 'sleep 1; exec "$@"', "sh", *words], environment)
-            if harness == getattr(run, slow)
-            else (words, environment)
-        )
+        wait = ["/bin/sh", "-c", 'sleep 1; exec "$@"', "sh"] if harness == getattr(run, slow) else []
+        return [*wait, *words], environment
 
     monkeypatch.setattr(run, "command", late)
     result = sandbox.run_check(RIGHT, "f", CHECK, seconds=0.5)
