@@ -35,7 +35,7 @@ def shrink(words, folder):
         return words
     extra = (
         ["debug=fast"]
-        if "carry" in text
+        if "+experiment=_examples/" in text
         else TINY_LM
         if "_examples" in text
         else TINY_HYBRID

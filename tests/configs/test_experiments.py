@@ -30,8 +30,10 @@ def broken_rules(path: Path) -> list[str]:
         found.append("does not begin with # @package _global_")
     if f"+experiment={name}" not in lines[1]:
         found.append(f"its second line is not a description with the command +experiment={name}")
-    if defaults[0] != {"/project": path.parent.name}:
-        found.append(f"defaults do not begin with /project: {path.parent.name}")
+    # A variant begins with the experiment that it changes, one of its own project.
+    siblings = [f"{path.parent.name}/{p.stem}" for p in path.parent.glob("*.yaml") if p != path]
+    if defaults[0] != {"/project": path.parent.name} and defaults[0] not in siblings:
+        found.append(f"defaults begin neither with /project: {path.parent.name} nor with an experiment of it")
     if defaults[-1] != "_self_":
         found.append("defaults do not end with _self_: the groups would beat its own numbers")
     groups = {key.removeprefix("override").strip().strip("/") for o in defaults if isinstance(o, dict) for key in o}
@@ -68,6 +70,16 @@ def test_a_planted_violation_is_caught(tmp_path):
     path.parent.mkdir()
     path.write_text("# a row\ndefaults:\n  - override /trainer: cpu\nlogger: {wandb: null}\n")
     assert len(broken_rules(path)) == 6
+
+
+def test_a_variant_changes_an_experiment_of_its_own_project(tmp_path):
+    for name, base in (("alpha/row", None), ("beta/row", None), ("alpha/good", "alpha/row"), ("alpha/bad", "beta/row")):
+        path = tmp_path / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        first = f"/project: {path.parent.name}" if base is None else base
+        path.write_text(f"# @package _global_\n# +experiment={name}\ndefaults:\n  - {first}\n  - _self_\n")
+    assert broken_rules(tmp_path / "alpha" / "row.yaml") == broken_rules(tmp_path / "alpha" / "good.yaml") == []
+    assert len(broken_rules(tmp_path / "alpha" / "bad.yaml")) == 1
 
 
 @pytest.mark.parametrize(
