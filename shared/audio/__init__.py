@@ -1,0 +1,1 @@
+"""Audio: files, front end, encoders, rotary time."""
