@@ -21,12 +21,16 @@ Mode = Literal["train", "prompt", "eval"]
 
 
 class Content(TypedDict):
-    """One piece of a chat message; ``rate`` (Hz) goes with audio, ``fps`` with video."""
+    """One piece of a chat message; ``rate`` (Hz) goes with audio, ``fps`` with video.
+
+    ``key`` names what the value holds: two pieces with one key hold the same, so features may be kept by it.
+    """
 
     type: Literal["text", "image", "audio", "video"]
     value: Any
     rate: NotRequired[int]
     fps: NotRequired[float]
+    key: NotRequired[str]
 
 
 class Message(TypedDict):
@@ -73,7 +77,11 @@ class SegBatch(TypedDict):
 
 
 class Media(TypedDict):
-    """Features of one modality: ``owner`` (n,) the row of each item, ``counts`` (n,) its tokens."""
+    """Features of one modality: ``owner`` (n,) the row of each item, ``counts`` (n,) its tokens.
+
+    Items of a row stand in the order in which they are read. An encoder may add tensors of its own with one entry an
+    item: windows of audio have their real ``lengths`` and the number of the ``window`` in its clip.
+    """
 
     features: torch.Tensor
     owner: torch.Tensor
@@ -158,5 +166,6 @@ def _select_media(media: Media, rows: torch.Tensor) -> Media:
         here = (media["owner"] == row).nonzero()[:, 0]
         items.append(here)
         owners.append(torch.full_like(here, new))
-    index, owner = torch.cat(items), torch.cat(owners)
-    return {"features": media["features"][index], "owner": owner, "counts": media["counts"][index]}
+    index = torch.cat(items)
+    rest = {name: value[index] for name, value in media.items() if name != "owner"}  # type: ignore[index]
+    return {"owner": torch.cat(owners), **rest}  # type: ignore[typeddict-item]

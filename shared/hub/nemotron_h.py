@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from bestiary.shared.core.errors import BadDataError, MissingDataError
+from bestiary.shared.core.errors import BadDataError
 from bestiary.shared.hub.nemotron_h_config import write_config
+from bestiary.shared.hub.stored import stored_tensors
 from bestiary.shared.language.hybrid.config import HybridConfig
 from bestiary.shared.language.hybrid.model import HybridLM
 
@@ -108,35 +109,6 @@ def tensors_of(model: HybridLM) -> dict[str, torch.Tensor]:
     stored = set(model.state_dict(keep_vars=True))
     state |= {name: buffer for name, buffer in model.named_buffers() if name in stored}
     return state
-
-
-def stored_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors of a checkpoint folder, one shard open at a time.
-
-    Raises:
-        MissingDataError: if a file is not there.
-        BadDataError: if one cannot be read.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadDataError(f"{index} is no index of weights: {error!r}") from error
-    else:
-        files = ["model.safetensors"]
-    for name in files:
-        file = folder / name
-        if not file.is_file():
-            raise MissingDataError(f"{folder} has no {name}: the checkpoint is not whole")
-        try:
-            with safe_open(file, "pt") as handle:
-                for key in handle.keys():  # noqa: SIM118
-                    yield key, handle.get_tensor(key)
-        except SafetensorError as error:
-            raise BadDataError(f"{file} cannot be read: {error}") from error
 
 
 def save_pretrained(

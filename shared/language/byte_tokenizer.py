@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from bestiary.shared.core.examples import Message
 from bestiary.shared.language.chat_templates import ROLES, message_text
+from bestiary.shared.language.media_marks import MediaTokens
 
 
-class ByteTokenizer:
+class ByteTokenizer(MediaTokens):
     """UTF-8 bytes as tokens 0–255; ``<pad>``, ``<eos>`` and one token a role after them.
 
     Attributes:
@@ -65,7 +66,7 @@ class ByteTokenizer:
         own: list[bool] = []
         for message in messages:
             role = message["role"]
-            body = self.encode(message_text(message)) + [self.eos_id]
+            body = self.encode_marked(message_text(message), self.encode) + [self.eos_id]
             ids += [self._specials[f"<{role}>"], *body]
             own += [False] + [role == "assistant"] * len(body)
         if add_generation_prompt:

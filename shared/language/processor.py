@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bestiary.shared.core.errors import BadDataError
-from bestiary.shared.core.examples import IGNORE_INDEX, Example, LMBatch, Mode, text_message
+from bestiary.shared.core.examples import IGNORE_INDEX, Example, LMBatch, Message, Mode, text_message
 
 
 class Row(NamedTuple):
@@ -105,7 +105,7 @@ class TextProcessor:
             if mode != "prompt" and "answer" in example:
                 messages.append(text_message("assistant", example["answer"]))
             thinking = example.get("meta", {}).get("thinking")  # None leaves it to the template
-            ids, own = self.tokenizer.chat(messages, mode == "prompt", thinking)
+            ids, own = self._chat(messages, mode == "prompt", thinking, example)
         else:
             raise BadDataError(f"example {example.get('id')!r} is neither text nor chat nor tokens")
         if self.max_len is not None and len(ids) > self.max_len:
@@ -123,6 +123,12 @@ class TextProcessor:
         if not ids:
             raise BadDataError(f"example {example['id']!r} is empty")
         return Row(ids, own)
+
+    def _chat(
+        self, messages: Sequence[Message], prompt: bool, thinking: bool | None, example: Example
+    ) -> tuple[list[int], list[bool]]:
+        """Token ids of a chat, and which of them the assistant wrote; a processor of media does more here."""
+        return self.tokenizer.chat(messages, prompt, thinking)
 
     def _token_row(self, example: Example, mode: Mode) -> Row:
         key, own_key = example.get("meta", {}).get("tokenizer"), getattr(self.tokenizer, "key", None)

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from bestiary.shared.core.errors import BadDataError, ConfigError
 from bestiary.shared.core.examples import Message
 from bestiary.shared.language.chat_templates import message_text
+from bestiary.shared.language.media_marks import MediaTokens
 
 UNKNOWN = "\ufffd"
 
 
-class SymbolTokenizer:
+class SymbolTokenizer(MediaTokens):
     """One token a symbol, numbered in the order given; ``<pad>`` and ``<eos>`` after them.
 
     A chat has no role tokens: a turn is its text, and only the assistant's ends with ``<eos>``. So ``37+58=`` is a
@@ -95,7 +96,7 @@ class SymbolTokenizer:
         own: list[bool] = []
         for message in messages:
             mine = message["role"] == "assistant"
-            body = self.encode(message_text(message)) + [self.eos_id] * mine
+            body = self.encode_marked(message_text(message), self.encode) + [self.eos_id] * mine
             ids += body
             own += [mine] * len(body)
         return ids, own

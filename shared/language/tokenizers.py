@@ -16,6 +16,7 @@ from bestiary.shared.core.examples import Message
 from bestiary.shared.language.byte_tokenizer import ByteTokenizer
 from bestiary.shared.language.chat_templates import TEMPLATES, Segment, chatml
 from bestiary.shared.language.jinja_chat import JinjaChat
+from bestiary.shared.language.media_marks import ANY_MARK, MARKS, MediaTokens
 from bestiary.shared.language.symbol_tokenizer import SymbolTokenizer
 
 NAMES = ("byte", "symbols:…", "smollm2", "mistral")
@@ -68,7 +69,7 @@ TAGS = frozenset(
 """What means something in an answer, though some checkpoints mark it as special: thoughts and calls of tools."""
 
 
-class FolderTokenizer:
+class FolderTokenizer(MediaTokens):
     """The tokenizer of a checkpoint folder, with its own chat template where it has one.
 
     Args:
@@ -141,7 +142,18 @@ class FolderTokenizer:
         Raises:
             BadDataError: for an unknown role, content other than text, or turns that the template refuses.
         """
-        return self._encode(self._template(messages, add_generation_prompt, thinking))
+        return self._encode(self._name_marks(self._template(messages, add_generation_prompt, thinking)))
+
+    def _name_marks(self, segments: Sequence[Segment]) -> list[Segment]:
+        """Segments with marks of media cut out and put in as the template's own special tokens."""
+        out: list[Segment] = []
+        for segment in segments:
+            for piece in ANY_MARK.split(segment.text):
+                if piece in MARKS.values():
+                    out.append(Segment(self.media_name(piece), segment.own))
+                elif piece:
+                    out.append(segment._replace(text=piece))
+        return out
 
     def _encode(self, segments: Sequence[Segment]) -> tuple[list[int], list[bool]]:
         """Encode a chat in one piece, as the model saw it in training.
@@ -182,7 +194,7 @@ class FolderTokenizer:
         return tuple(dict.fromkeys(found))
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(MediaTokens):
     """A SentencePiece model; its chat format is made of added tokens.
 
     Each piece of a chat is encoded by itself, and so begins with SentencePiece's space mark.
@@ -249,7 +261,8 @@ class SentencePieceTokenizer:
         ids: list[int] = []
         own: list[bool] = []
         for segment in self._template(messages, add_generation_prompt, thinking):
-            new = self._control(segment.text) if segment.control else self.encode(segment.text)
+            encode = self._control if segment.control else self.encode
+            new = self.encode_marked(segment.text, encode)
             ids += new
             own += [segment.own] * len(new)
         return ids, own

@@ -1,0 +1,1 @@
+"""Music Flamingo: an audio-language model that reasons about music."""
