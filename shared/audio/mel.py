@@ -36,9 +36,9 @@ class Windows(NamedTuple):
 class LogMel:
     """Cuts a clip into windows and computes the log-mel spectrogram of each.
 
-    A window ends where its clip ends, plus :data:`TAIL` frames: no silence is computed to fill it up. What is there
-    equals what Whisper's extractor gives for the window filled with zeros. A frame is real if its hop begins inside the
-    clip: ceil(N / hop). Beyond ``max_seconds`` a clip is cut, and whoever asks is told (:meth:`is_cut`).
+    A window ends where its clip ends, plus :data:`TAIL` frames, unless it is filled up with silence. What is there equals
+    what Whisper's extractor gives for the window filled with zeros. A frame is real if its hop begins inside the clip:
+    ceil(N / hop). Beyond ``max_seconds`` a clip is cut, and whoever asks is told (:meth:`is_cut`).
 
     Paper: arXiv:2212.04356 (Whisper) Sec. 2.2; windows as in arXiv:2511.10289 (Music Flamingo).
 
@@ -50,6 +50,7 @@ class LogMel:
         n_mels: mel bins, 0 Hz to half the rate.
         window_seconds: length of a window; its frames must be divisible by 4.
         max_seconds: longest clip, a whole number of windows.
+        fill: every window is filled up with silence, and the encoder attends to it, as Whisper was trained.
 
     Raises:
         ConfigError: for numbers that cannot be.
@@ -62,6 +63,7 @@ class LogMel:
     n_mels: int = 128
     window_seconds: float = 30.0
     max_seconds: float = 1200.0
+    fill: bool = False
 
     def __post_init__(self) -> None:
         for name in ("rate", "n_fft", "hop", "n_mels", "window_seconds", "max_seconds"):
@@ -123,7 +125,7 @@ class LogMel:
 
     def _log_mel(self, part: torch.Tensor) -> torch.Tensor:
         """(n,) samples of one window to (M, T)."""
-        frames = min(self.frames, math.ceil(len(part) / self.hop) + TAIL)
+        frames = self.frames if self.fill else min(self.frames, math.ceil(len(part) / self.hop) + TAIL)
         half = self.n_fft // 2
         # The window is centred on its frame, so the ends are mirrored. Behind the clip's end there are zeros up to the
         # window's, so only a clip that comes near the window's end is mirrored there.

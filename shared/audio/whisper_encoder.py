@@ -107,8 +107,11 @@ class WhisperEncoder(nn.Module):
         counts = self.token_counts(lengths)
         starts = counts.cumsum(0) - counts
         parts, places = [], []
+        whole = self.front_end.frames
         for length, rows in self._groups(lengths):
-            encoded = self._encode(features[rows, :, : length + TAIL], length)
+            cut = features if self.front_end.fill else features[..., : length + TAIL]
+            encoded = self._encode(cut[rows], whole if self.front_end.fill else length)
+            encoded = encoded[:, : int(counts[rows[0]])]
             parts.append(encoded.flatten(0, 1))
             places.append((starts[rows][:, None] + torch.arange(encoded.shape[1], device=rows.device)).flatten())
         if not parts:

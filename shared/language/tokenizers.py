@@ -1,4 +1,4 @@
-"""Tokenizers by name: bytes, symbols, SmolLM2's, Mistral's, or those of a checkpoint folder of transformers."""
+"""Tokenizers by name: bytes, symbols, words, SmolLM2's, Mistral's, or those of a checkpoint folder of transformers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from bestiary.shared.language.chat_templates import TEMPLATES, Segment, chatml
 from bestiary.shared.language.jinja_chat import JinjaChat
 from bestiary.shared.language.media_marks import ANY_MARK, MARKS, MediaTokens
 from bestiary.shared.language.symbol_tokenizer import SymbolTokenizer
+from bestiary.shared.language.word_tokenizer import WordTokenizer, word_list
 
-NAMES = ("byte", "symbols:…", "smollm2", "mistral")
+NAMES = ("byte", "symbols:…", "words:…", "smollm2", "mistral")
 
 
 def load_tokenizer(name: str, template: str | None = None) -> Any:
@@ -27,7 +28,8 @@ def load_tokenizer(name: str, template: str | None = None) -> Any:
 
     Args:
         name: ``byte``, ``smollm2``, ``mistral``, ``symbols:`` and the characters that are its tokens
-            (``symbols:0123456789+=``), or a folder with tokenizer files of transformers.
+            (``symbols:0123456789+=``), ``words:`` and a list of words (``words:music``), or a folder with tokenizer
+            files of transformers.
         template: a name of :data:`~bestiary.shared.language.chat_templates.TEMPLATES`, in place of the tokenizer's own
             chat template. None: its own, or ChatML where it has none.
 
@@ -44,6 +46,8 @@ def load_tokenizer(name: str, template: str | None = None) -> Any:
         return ByteTokenizer()
     if name.startswith("symbols:"):
         return SymbolTokenizer(name.removeprefix("symbols:"))
+    if name.startswith("words:"):
+        return WordTokenizer(word_list(name.removeprefix("words:")), name)
     if name == "smollm2":
         from bestiary.shared.hub.smollm2 import converted
 

@@ -21,6 +21,7 @@ VERIFIERS: dict[str, str] = {
     "combined": f"{_HERE}.combined:Combined",
     "exact_text": f"{_HERE}.text:ExactText",
     "format": f"{_HERE}.format:Format",
+    "format_and_answer": f"{_HERE}.format_and_answer:FormatAndAnswer",
     "genrm": f"{_HERE}.pairwise:GenRM",
     "instructions": f"{_HERE}.instructions:Instructions",
     "json_schema": f"{_HERE}.json_schema:JsonSchema",
