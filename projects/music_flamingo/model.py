@@ -117,11 +117,18 @@ class MusicFlamingo(CausalLM):
         """The backbone's layers and the encoder's."""
         return super().wrap_policy() | {type(layer) for layer in self.encoder.layers}
 
-    def predict(self, inputs: Sequence[Path | str], out_dir: Path, **options: Any) -> list[Path]:
+    def predict(
+        self,
+        inputs: Sequence[Path | str],
+        out_dir: Path,
+        question: str | None = None,
+        facts: bool = False,
+        max_new_tokens: int | None = None,
+    ) -> list[Path]:
         """Answer questions about audio files; see :func:`bestiary.projects.music_flamingo.predict.predict`."""
         from bestiary.projects.music_flamingo.predict import predict
 
-        return predict(self, inputs, out_dir, **options)
+        return predict(self, inputs, out_dir, question, facts, max_new_tokens)
 
 
 class Projector(nn.Module):

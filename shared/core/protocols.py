@@ -294,7 +294,10 @@ class Model(Protocol):
     def generate(self, batch: Batch, n: int, sampling: Sampling) -> Rollout: ...
 
     def predict(self, inputs: Sequence[Path | str], out_dir: Path) -> list[Path]:
-        """Read the inputs, write the answers under ``out_dir``, and return the paths written."""
+        """Read the inputs, write the answers under ``out_dir``, and return the paths written.
+
+        A model that answers questions about media also takes ``question``, ``facts`` and ``max_new_tokens``.
+        """
         ...
 
     def wrap_policy(self) -> set[type[nn.Module]]:

@@ -18,7 +18,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def export(checkpoint: str, out: Path, dtype: str | None = None, shard_gb: float | str = 5.0) -> list[str]:
-    """Write the backbone of a checkpoint, its adapters merged, with config and tokenizer.
+    """Write the backbone of a checkpoint, or a whole audio-language model, its adapters merged, with config and tokenizer.
 
     Args:
         checkpoint: a run folder or stage folder.
@@ -53,6 +53,12 @@ def export(checkpoint: str, out: Path, dtype: str | None = None, shard_gb: float
     if any("lora_" in name for name, _ in backbone.named_parameters()):
         merge_lora(backbone)
         lines.append("adapters    merged into the weights")
+    if hasattr(model, "encode_audio"):
+        from bestiary.shared.hub.music_flamingo import save_pretrained as save_audio
+
+        save_audio(model, out, DTYPES[dtype] if dtype else None, shard_bytes)
+        name = "MusicFlamingo" if model.rotary_time is not None else "AudioFlamingo3"
+        return [*lines, f"checkpoint  {out}", f"load it     transformers.{name}ForConditionalGeneration.from_pretrained(…)"]
     if isinstance(backbone, HybridLM):
         save_pretrained(backbone, out, DTYPES[dtype] if dtype else None, shard_bytes)
     else:

@@ -1,0 +1,1 @@
+"""Music made from real scores: what is written is known exactly, so every question has a right answer."""
