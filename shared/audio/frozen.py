@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bestiary.shared.audio.whisper_encoder import WhisperEncoder
+from bestiary.shared.core.errors import ConfigError
 
 
 class FrozenEncoder(nn.Module):
@@ -62,3 +63,20 @@ class FrozenEncoder(nn.Module):
         counts = self.token_counts(lengths)
         tokens = features.transpose(1, 2)
         return tokens[torch.arange(tokens.shape[1], device=tokens.device) < counts[:, None]], counts
+
+
+def freeze_encoder(model: nn.Module) -> nn.Module:
+    """A ``prepare`` step: never train a model's audio encoder again, and keep its tokens of a clip as features.
+
+    Raises:
+        ConfigError: for a model without an encoder of audio.
+    """
+    encoder: Any = getattr(model, "encoder", None)
+    if not hasattr(encoder, "token_counts"):
+        raise ConfigError("freeze_encoder: the model has no encoder of audio")
+    if not isinstance(encoder, FrozenEncoder):
+        model.encoder = FrozenEncoder(encoder)
+        clear = getattr(model, "forget_features", None)
+        if callable(clear):
+            clear()
+    return model

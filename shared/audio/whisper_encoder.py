@@ -62,11 +62,11 @@ class WhisperEncoder(nn.Module):
         self.embed_positions = Positions(positions, width)
         self.layers = nn.ModuleList(EncoderLayer(width, heads, ffn) for _ in range(layers))
         self.layer_norm = nn.LayerNorm(width)
-        self.tokens_per_window = int(self.token_counts(torch.tensor(self.front_end.frames)))
+        self.tokens_per_window: int = self.token_counts(self.front_end.frames)
         self.step_seconds = self.front_end.hop / self.front_end.rate * (4 if pool else 2)
 
-    def token_counts(self, frames: torch.Tensor) -> torch.Tensor:
-        """How many tokens windows of so many real frames become; one or two frames become none with ``pool``."""
+    def token_counts(self, frames: Any) -> Any:
+        """How many tokens windows of so many real frames (a number or a tensor) become; with ``pool`` two become none."""
         positions = (frames - 1) // 2 + 1
         return (positions - 2) // 2 + 1 if self.pool else positions
 

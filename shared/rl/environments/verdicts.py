@@ -61,8 +61,8 @@ class Verifiers:
 
     def self_test(self, examples: Sequence[Example]) -> str:
         """Test the verifiers on these examples (:func:`~bestiary.shared.rl.rewards.registry.self_test`)."""
-        named: list[Any] = [{**example, "verifier": self._name(example)} for example in examples]
-        return str(self_test({e["verifier"]: self._get(e["verifier"]) for e in named}, named))
+        names = {self._name(example) for example in examples}
+        return str(self_test({name: self._get(name) for name in names}, examples, self._only))
 
     def describe(self) -> str:
         """Which verifiers there are."""

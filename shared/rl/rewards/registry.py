@@ -85,7 +85,7 @@ class SelfTest:
         return f"verifiers know the gold answers: {', '.join(parts) or 'no example was tested'}"
 
 
-def self_test(verifiers: Mapping[str, Verifier], examples: Sequence[Example]) -> SelfTest:
+def self_test(verifiers: Mapping[str, Verifier], examples: Sequence[Example], only: str | None = None) -> SelfTest:
     """Let each example's verifier score the answer that must be right, nothing at all, and nonsense.
 
     A right answer scores 1, or ``verifier.best`` where a verifier has one (a weighted sum). A verifier with a method
@@ -94,6 +94,7 @@ def self_test(verifiers: Mapping[str, Verifier], examples: Sequence[Example]) ->
     Args:
         verifiers: by the names that examples use.
         examples: some of what will be trained on.
+        only: the verifier of all examples, whatever they name; None takes each example's.
 
     Raises:
         ConfigError: if a gold answer does not score as it must, or both an empty answer and nonsense score as well as
@@ -102,7 +103,7 @@ def self_test(verifiers: Mapping[str, Verifier], examples: Sequence[Example]) ->
     """
     report = SelfTest()
     for example in examples:
-        where, name = f"example {example.get('id')!r}", example.get("verifier")
+        where, name = f"example {example.get('id')!r}", only or example.get("verifier")
         if name is None:
             raise ConfigError(f"{where} names no verifier, so nothing can score its answers")
         if name not in verifiers:

@@ -9,7 +9,8 @@ from typing import Any
 
 from bestiary.shared.core.build import nearest
 from bestiary.shared.core.errors import BadDataError, ConfigError, MissingDataError, require
-from bestiary.shared.rl.tasks.rows import KEYS, PromptRows, regular_file
+from bestiary.shared.data.user_files import regular_file
+from bestiary.shared.rl.tasks.rows import KEYS, PromptRows
 
 SCHEMAS: dict[str, dict[str, Any]] = {
     "gsm8k": {"prompt": "question", "answer": "answer", "answer_after": "####", "verifier": "numeric"},

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bestiary.shared.rl.tasks.rows import PromptRows, regular_file
+from bestiary.shared.data.user_files import regular_file
+from bestiary.shared.rl.tasks.rows import PromptRows
 
 LONGEST_LINE = 16 * 2**20
 """Bytes of a line; a longer one is a fault and is not parsed."""

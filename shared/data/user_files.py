@@ -1,0 +1,25 @@
+"""Files that a user names in a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bestiary.shared.core.errors import BadDataError, MissingDataError
+
+
+def regular_file(path: Path, key: str, what: str) -> Path:
+    """The path, if it is a file with something in it.
+
+    Args:
+        path: the path. key: where it was set, for the message. what: what it should be.
+
+    Raises:
+        MissingDataError: if there is nothing. BadDataError: if it is a folder, or empty.
+    """
+    if path.is_dir():
+        raise BadDataError(f"{path} is a folder: set {key} to {what}")
+    if not path.is_file():
+        raise MissingDataError(f"{path}: there is no such file. Set {key} to {what}.")
+    if path.stat().st_size == 0:
+        raise BadDataError(f"{path} is empty: it should be {what}")
+    return path
