@@ -1,4 +1,4 @@
-"""Greedy answers of a model to examples with audio: what AudioQA, WordErrorRate and StructuredF1 score."""
+"""Greedy answers of a model to examples with audio: what AudioQA, ErrorRate and StructuredF1 score."""
 
 from __future__ import annotations
 

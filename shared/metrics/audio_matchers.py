@@ -61,7 +61,7 @@ def letter(text: str, example: Example) -> Read:
     It is the reading of the verifier ``multiple_choice``.
     """
     found = chosen_letters(_unthought(text), options_of(example))
-    choice = next(iter(found)) if len(found) == 1 else None
+    choice = next(iter(found)) if len(found) == 1 and found <= set(options_of(example)) else None
     return Read(choice, choice == _gold_letter(example))
 
 
@@ -82,8 +82,8 @@ def muchomusic(text: str, example: Example) -> Read:
 
 def rul(text: str, example: Example) -> Read:
     """RUListening's own: the last ``[[X]]``; or the last letter after "answer is", "choose" and the like, whatever its
-    case (so ``answer is a waltz`` reads as A); or the first ``option X`` or ``(X)`` in the order of the alphabet; or the
-    first option whose text it has.
+    case (so ``answer is a waltz`` reads as A); or the first ``option X`` or ``(X)`` in the order of the alphabet; or
+    the first option whose text it has.
 
     Paper: arXiv:2504.00369 (RUListening), as its evaluation program has it.
     """

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -78,8 +77,8 @@ class AudioQA:
         self.answers_file = None if answers_file is None else Path(answers_file)
 
     def __call__(self, model: nn.Module, examples: Sequence[Example]) -> dict[str, float]:
-        """``accuracy`` with ``/low`` and ``/high`` (95 %), ``followed``, ``prompts``, ``unscored``, ``truncated_share``;
-        ``accuracy/KEY=VALUE`` by ``by``; ``vote`` for folds; ``macro_f1`` of the matcher ``label``.
+        """``accuracy`` with ``/low`` and ``/high`` (95 %), ``followed``, ``prompts``, ``unscored``,
+        ``truncated_share``; ``accuracy/KEY=VALUE`` by ``by``; ``vote`` for folds; ``macro_f1`` of ``label``.
 
         ``followed`` is the share of scored answers in which a choice could be read.
         """
@@ -174,5 +173,5 @@ def macro_f1(table: dict[str, dict[str, int]]) -> float:
 def _vote(folds: Sequence[tuple[Example, Read]]) -> bool:
     """Whether most folds that can be read name the gold option, by its text: letters differ between folds."""
     said = [options_of(example)[read.choice] for example, read in folds if read.choice in options_of(example)]
-    gold: Any = folds[0][0]["meta"].get("answer_text")
-    return bool(said) and Counter(said).most_common(1)[0][0] == gold
+    first = folds[0][0]
+    return bool(said) and Counter(said).most_common(1)[0][0] == options_of(first).get(first["answer"])

@@ -199,16 +199,20 @@ class Benchmark:
 
     # ------------------------------------------------------------------ for subclasses
 
-    def clip(self, audio: AudioFolder, where: str, path: str | None) -> tuple[Clip, ...] | None:
+    def clip(self, audio: AudioFolder, where: str, path: Any) -> tuple[Clip, ...] | None:
         """The clip of a path; None, and a fault, where it is not there."""
+        if path and not isinstance(path, str):
+            self.fault(where, f"its audio is no path but a {type(path).__name__}: unpack the files and name them")
+            return None
         found = audio.find(path) if path else None
         if found is None:
             self.fault(where, f"there is no audio file {path!r} below {self.root}" if path else "no audio is named")
             return None
         return (Clip(found),)
 
-    def choice(self, where: str, options: Sequence[str], gold: str | None) -> str | None:
+    def choice(self, where: str, options: Sequence[str], gold: Any) -> str | None:
         """The letter of the gold option; None, and a fault, where there is none or not one."""
+        gold = "" if gold is None else str(gold)
         if not 2 <= len(options) <= len(LETTERS):
             self.fault(where, f"it has {len(options)} options, and 2 to {len(LETTERS)} can be asked")
             return None

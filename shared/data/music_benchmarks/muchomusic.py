@@ -210,8 +210,8 @@ def _in_order(options: list[str], *parts: int | str) -> list[str]:
 
 
 def _as_shuffled(row: Row) -> tuple[list[str], str | None]:
-    options, orders = as_list(row.get("answers")), [int(v) for v in as_list(row.get("orders"))]
-    gold = options[orders.index(0)] if 0 in orders and len(orders) == len(options) else None
+    options, orders = as_list(row.get("answers")), as_list(row.get("orders"))
+    gold = options[orders.index("0")] if "0" in orders and len(orders) == len(options) else None
     return options, gold
 
 

@@ -19,7 +19,7 @@ LINE = re.compile(r"(\d+):(\d{1,2}(?:\.\d+)?)\s+(\d+):(\d{1,2}(?:\.\d+)?)\s+([a-
 
 
 class MUSDB18Lyrics(Benchmark):
-    """MUSDB18's English mixes with lyrics in segments; the answer is what is sung, scored by WordErrorRate.
+    """MUSDB18's English mixes with lyrics in segments; the answer is what is sung, scored by ErrorRate.
 
     Lyrics are read from the first of these that is there: ``lyrics.csv``, ``.json`` or ``.jsonl`` with ``name, start,
     end, text`` (seconds); MUSDB-ALT's ``test.jsonl`` with ``name, text, lines: [{start, end, text}]``; the public
@@ -122,7 +122,8 @@ class MUSDB18Lyrics(Benchmark):
         nested = any("lines" in row or "segments" in row for row in records)
         rows = fields(records, self.names, ("name", "lines") if nested else ("name", "start", "end", "text"), file)
         if nested:
-            rows = [{**line, "name": row["name"]} for row in rows for line in row["lines"] or []]
+            listed = [(row["name"], row["lines"]) for row in rows if isinstance(row["lines"], list)]
+            rows = [{**line, "name": name} for name, lines in listed for line in lines]
             rows = fields(rows, self.names, ("name", "start", "end", "text"), file)
         return [{**row, "text": " ".join(str(row.get("text") or "").split())} for row in rows if self._counts(row)]
 

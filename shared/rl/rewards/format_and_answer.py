@@ -52,12 +52,16 @@ class FormatAndAnswer:
 
     def check(self, example: Example) -> None:
         """Raise BadDataError where an example cannot be scored."""
+        if example.get("verifier") not in self._made:
+            raise BadDataError(f"example {example.get('id')!r} {self._unknown(example)}")
         check = getattr(self._answer(example), "check", None)
         if callable(check):
             check(example)
 
     def verify(self, gold: str, answer: str, example: Example) -> Verdict:
         """Score both parts; their scores are logged as ``format`` and ``accuracy`` or ``metadata``."""
+        if example.get("verifier") not in self._made:
+            return Verdict(0.0, "error", note=f"the example {self._unknown(example)}")
         form = self.format.verify(gold, answer, example)
         verdict = self._answer(example).verify(gold, answer, example)
         what = "metadata" if example.get("verifier") == "metadata" else "accuracy"
@@ -68,7 +72,7 @@ class FormatAndAnswer:
 
     def gold_answer(self, example: Example) -> str | None:
         """The gold answer after a thought, in its tags."""
-        gold = self._answer(example).gold_answer(example)
+        gold = self._answer(example).gold_answer(example) if example.get("verifier") in self._made else None
         if gold is None:
             return None
         inner = gold if gold.startswith("<answer>") else f"<answer>{gold}</answer>"
@@ -80,10 +84,7 @@ class FormatAndAnswer:
             verifier.close()
 
     def _answer(self, example: Example) -> Verifier:
-        name = str(example.get("verifier"))
-        if name not in self._made:
-            raise BadDataError(
-                f"example {example.get('id')!r} names the verifier {name}; format_and_answer has "
-                f"{', '.join(self._made)}"
-            )
-        return self._made[name]
+        return self._made[str(example.get("verifier"))]
+
+    def _unknown(self, example: Example) -> str:
+        return f"names the verifier {example.get('verifier')!r}; format_and_answer has {', '.join(self._made)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from bestiary.shared.core.errors import BadDataError, ConfigError
 from bestiary.shared.core.examples import Example
@@ -24,6 +24,17 @@ BPM = re.compile(
     r"|\b(?:bpm|tempo|beats per minute)\b[^\d\n]{0,20}(\d{2,3}(?:\.\d{1,3})?)(?![\w.]*\d)",
     re.IGNORECASE,
 )
+
+
+class Named(NamedTuple):
+    """Of one category, in an answer: values of the record, those of them that it names, all values that it names and
+    those of these that are right. The last two are None where the category's possible values are not known.
+    """
+
+    wanted: int
+    hit: int
+    named: int | None
+    right: int | None
 
 
 class Metadata:
@@ -88,17 +99,13 @@ class Metadata:
 
     def verify(self, gold: str, answer: str, example: Example) -> Verdict:
         """Look for each category's values."""
-        text: str | None = after_think(answer)
-        if self.answer_tag is not None:
-            text = last_tag(text, self.answer_tag)
+        text = self._read(answer)
         record = self._record(example)
         if not record:
             return Verdict(0.0, "error", note="the example has no record")
         if text is None or len(text) > self.max_chars:
             return Verdict(0.0, note="no answer in its tag" if text is None else f"over {self.max_chars} characters")
-        meta = example.get("meta") or {}
-        known = self.vocabulary | {k.casefold(): v for k, v in (meta.get("vocabulary") or {}).items()}
-        words = plain(text)
+        known, words = self._known(example), plain(text)
         parts = {}
         for category, values in record.items():
             kind = self.kinds.get(category, "text")
@@ -107,6 +114,24 @@ class Metadata:
             else:
                 parts[category] = self._number(kind, values, text)
         return Verdict(sum(parts.values()) / len(parts), parts=parts)
+
+    def named(self, answer: str, example: Example) -> dict[str, Named]:
+        """Of each category (case folded) what the answer names; the bounds on naming too much play no part."""
+        text, out = self._read(answer) or "", {}
+        known, words = self._known(example), plain(text)
+        for category, values in self._record(example).items():
+            kind = self.kinds.get(category, "text")
+            if kind == "text":
+                own, found, others = self._texts(values, known.get(category, ()), words)
+                sure = bool(known.get(category))
+                total = len(found) + len(others) if sure else None
+                out[category] = Named(len(own), len(found), total, len(found) if sure else None)
+            else:
+                found = self._found(kind, text) or set()
+                right = {f for f in found for value in values if self._same(kind, f, value)}
+                hit = sum(any(self._same(kind, f, value) for f in found) for value in values)
+                out[category] = Named(len(values), hit, len(found), len(right))
+        return out
 
     def gold_answer(self, example: Example) -> str | None:
         """A line a category."""
@@ -133,11 +158,27 @@ class Metadata:
                 out[name.casefold()] = [str(v) for v in values]
         return out
 
-    def _share(self, values: list[str], vocabulary: Sequence[str], words: str) -> float:
+    def _read(self, answer: str) -> str | None:
+        """What is read of an answer, or None where its tag is missing."""
+        text = after_think(answer)
+        return text if self.answer_tag is None else last_tag(text, self.answer_tag)
+
+    def _known(self, example: Example) -> Mapping[str, Sequence[str]]:
+        """Category (case folded) to all values it can have."""
+        own = (example.get("meta") or {}).get("vocabulary") or {}
+        return self.vocabulary | {name.casefold(): values for name, values in own.items()}
+
+    @staticmethod
+    def _texts(values: list[str], vocabulary: Sequence[str], words: str) -> tuple[set[str], set[str], set[str]]:
+        """The record's values, those of them that are named, and other values of the vocabulary that are."""
         own = {plain(value) for value in values}
         found = {value for value in own if value in words}
         others = {value for value in map(plain, vocabulary) if value.strip() and value in words} - own
-        others = {v for v in others if not any(v in w for w in found)}  # "bass" inside "double bass" is not another
+        # "bass" inside "double bass" is not another
+        return own, found, {v for v in others if not any(v in w for w in found)}
+
+    def _share(self, values: list[str], vocabulary: Sequence[str], words: str) -> float:
+        own, found, others = self._texts(values, vocabulary, words)
         if len(found) + len(others) > len(own) + self.slack:
             return 0.0
         return len(found) / len(own)
@@ -146,14 +187,12 @@ class Metadata:
         found = self._found(kind, text)
         if found is None or len(found) > max(2, len(values)):
             return 0.0
-        hits = 0
-        for value in values:
-            wanted = self._found(kind, self._said(kind, value)) or set()
-            if kind == "bpm":
-                hits += any(abs(f - w) <= 0.04 * w for f in found for w in wanted)
-            else:
-                hits += bool(wanted & found)
-        return hits / len(values)
+        return sum(any(self._same(kind, f, value) for f in found) for value in values) / len(values)
+
+    def _same(self, kind: str, found: Any, value: str) -> bool:
+        """Whether a tempo, key or metre that was found is a value of the record."""
+        wanted = self._found(kind, self._said(kind, value)) or set()
+        return any(abs(found - w) <= 0.04 * w for w in wanted) if kind == "bpm" else found in wanted
 
     @staticmethod
     def _said(kind: str, value: str) -> str:
