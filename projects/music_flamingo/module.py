@@ -35,7 +35,12 @@ class MusicFlamingoModule(BestiaryModule):
         curves = plot_curves({"loss": run.folder / "metrics.csv"}, run.folder / "curves.png")
         lines = super().report(model, run)
         for sample in samples:
-            lines += ["", f"--- {sample['id']}: {sample['question']}", sample["answer"], f"(right: {sample['expected']})"]
+            lines += [
+                "",
+                f"--- {sample['id']}: {sample['question']}",
+                sample["answer"],
+                f"(right: {sample['expected']})",
+            ]
         return [*lines, "", f"curves      {curves}"]
 
 

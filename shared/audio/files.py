@@ -45,7 +45,9 @@ def read_audio(path: Path | str, rate: int = 16000, start: float = 0.0, end: flo
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         raise BadDataError(f"{path} cannot be read as audio: {' '.join(str(error).split())}") from error
     if not len(samples):
-        raise BadDataError(f"{path} has no samples between {start:g} s and {'its end' if end is None else f'{end:g} s'}")
+        raise BadDataError(
+            f"{path} has no samples between {start:g} s and {'its end' if end is None else f'{end:g} s'}"
+        )
     mono = samples.mean(1)
     if not np.isfinite(mono).all():
         raise BadDataError(f"{path} holds samples that are not finite")

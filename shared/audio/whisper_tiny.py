@@ -103,7 +103,9 @@ def variables(path: Path) -> Iterator[tuple[str, np.ndarray]]:
                 number, size = _number(file, "B"), _number(file, "I")
                 data = file.read(size)
                 if number not in DTYPES or len(data) != size:
-                    raise BadDataError(f"{path}: {name} cannot be read (number format {number}, {len(data)} of {size} B)")
+                    raise BadDataError(
+                        f"{path}: {name} cannot be read (number format {number}, {len(data)} of {size} B)"
+                    )
                 yield name, np.frombuffer(data, DTYPES[number]).reshape(shape)
         except (struct.error, UnicodeDecodeError, ValueError) as error:
             raise BadDataError(f"{path} is no model of CTranslate2, or cut short: {error}") from error

@@ -3,50 +3,63 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bestiary.shared.audio.files import duration, read_audio
-from bestiary.shared.core.errors import BadDataError, ConfigError
+from bestiary.shared.audio.files import read_audio, resample
+from bestiary.shared.core.errors import BadDataError, ConfigError, require
 from bestiary.shared.core.examples import Content, Example, Message
 from bestiary.shared.core.specs import DataSpec
 from bestiary.shared.core.streams import Stream
-from bestiary.shared.data.audio_qa_rows import Clip, Row, first_audio, read_rows
+from bestiary.shared.data.audio_qa_rows import Clip, Fault, Row, read_rows
 from bestiary.shared.data.splits import SPLITS, split_of
 from bestiary.shared.data.user_files import regular_file
+from bestiary.shared.rl.protocols import Verifier
+from bestiary.shared.rl.rewards.registry import make_verifier
 
 SHOWN = 20
 """Faults that a report lists."""
 
 SLACK_S = 1.0
-"""How far a declared duration may be from the file's."""
+"""How far a declared duration or end may be from the file's."""
+
+RATES = (1000, 384_000)
+"""Samples a second of a header that is believed."""
 
 PARTS = (None, "sft", "think", "rl")
 
+NUMBER = re.compile(r"\s*[-+]?\d[\d,]*(\.\d+)?\s*(bpm|beats?|bars?|s|seconds?|hz|khz|db)?\s*", re.IGNORECASE)
+"""An answer that is a number, its unit perhaps behind it."""
+
 
 class AudioQAJsonl:
-    """Questions about audio from a file: ours, NVIDIA's JSON, or chat messages (:mod:`~bestiary.shared.data.audio_qa_rows`).
+    """Questions about audio from a file: ours, NVIDIA's JSON, or chat messages (see :mod:`.audio_qa_rows`).
 
     The whole file and the header of every audio file are checked before anything else is done, and one report says all
-    that is wrong. Rows without a split are split by the hash of their (first) audio file, so that no recording is on two
-    sides. Audio is read when an example is asked for.
+    that is wrong. No recording is on two sides: rows that share one, directly or through others, have one split, which
+    is the one that any of them names, or else comes from the hash of the recording's path as seen from the file. Audio
+    is read when an example is asked for; none is ever fetched.
 
-    Parts: ``sft`` (the answer, behind its thoughts where the row has some and ``thoughts`` is set), ``think`` (rows with
-    thoughts alone, in the form ``<think>…</think><answer>…</answer>``), ``rl`` or none (the bare answer and a verifier).
+    Parts: ``sft`` (the answer, behind its thoughts where the row has some and ``thoughts`` is set), ``think`` (only
+    rows with thoughts, in the form ``<think>…</think><answer>…</answer>``), ``rl`` or none (the bare answer and a
+    verifier).
 
     Args:
         path: a .jsonl or .json file.
         rate: samples a second that audio is resampled to.
-        verifier: of questions without options; those with options have ``multiple_choice``, and descriptions (task
-            ``caption``, with meta) ``metadata``.
+        verifier: of questions that are neither a choice (``multiple_choice``) nor a description (task ``caption`` with
+            meta: ``metadata``). None takes ``numeric`` where the answer is a number, else ``exact_text``.
         thoughts: whether the part ``sft`` shows thoughts.
         max_seconds: longest clip; a longer one is a fault.
 
     Raises:
+        ConfigError: for an unknown verifier.
         MissingDataError, BadDataError: from :meth:`check`.
     """
 
@@ -54,12 +67,13 @@ class AudioQAJsonl:
         self,
         path: str,
         rate: int = 16000,
-        verifier: str = "exact_text",
+        verifier: str | None = None,
         thoughts: bool = False,
         max_seconds: float = 1200.0,
     ):
         self.path, self.rate = Path(path).expanduser(), rate
         self.verifier, self.thoughts, self.max_seconds = verifier, thoughts, max_seconds
+        self._verifiers: dict[str, Verifier] = {} if verifier is None else {verifier: make_verifier(verifier)}
 
     @cached_property
     def revision(self) -> str:
@@ -77,7 +91,7 @@ class AudioQAJsonl:
             MissingDataError: if the file is not there.
             BadDataError: with one report of all that is wrong.
         """
-        if not self._splits["train"] and not self._splits["test"] and not self._splits["val"]:
+        if not any(self._splits.values()):
             raise BadDataError(f"{self.path} has no rows")
 
     def train_example(self, k: int, stream: Stream, part: str | None = None) -> Example:
@@ -104,94 +118,173 @@ class AudioQAJsonl:
 
     @cached_property
     def _splits(self) -> dict[str, list[Row]]:
-        splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
-        faults: list[tuple[str, str]] = []
+        file = self._file()
+        faults: list[Fault] = []
         rows: list[Row] = []
-        for row in read_rows(self._file()):
-            if isinstance(row, Row):
-                rows.append(row)
-            else:
-                faults.append(row)
-        lengths = self._lengths(rows)
-        seen: dict[str, str] = {}
+        for found in read_rows(file):
+            (rows if isinstance(found, Row) else faults).append(found)  # type: ignore[arg-type]
+        headers = self._headers(rows)
+        named: dict[str, str] = {}
         for row in rows:
-            found = self._faults(row, lengths)
-            first = seen.setdefault(row.id, row.place)
+            first = named.setdefault(row.id, row.place)
             if first != row.place:
-                found.append(f"the id {row.id!r} is that of {first} too")
-            if found:
-                faults.append((row.place, "; ".join(found)))
-                continue
-            audio = first_audio(row.turns)
-            splits[row.split or split_of(str(audio) if audio else row.id)].append(row)
+                faults.append(Fault(row.place, "duplicate id", f"the id {row.id!r} is that of {first} too"))
+            faults += self._faults(row, headers)
+        sides = assign_splits(rows, file.parent)
+        for row, names in zip(rows, sides, strict=True):
+            if len(names) > 1:
+                text = f"its recording is in {' and '.join(sorted(names))}, by this row or others: give it one split"
+                faults.append(Fault(row.place, "recording in two splits", text))
         if faults:
-            kinds = Counter(text.split(":")[0].split("'")[0][:40].strip() for _, text in faults)
-            counted = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(5))
-            shown = "\n".join(f"  {place}: {text}" for place, text in faults[:SHOWN])
-            more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-            total = len(rows) + sum(1 for place, _ in faults if place not in {row.place for row in rows})
-            raise BadDataError(
-                f"{self.path}: {len(faults)} of {total} rows cannot be used ({counted}):\n{shown}{more}"
-            )
+            raise BadDataError(self._report(faults))
+        splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
+        for row, names in zip(rows, sides, strict=True):
+            splits[next(iter(names))].append(row)
         return splits
 
+    def _report(self, faults: Sequence[Fault]) -> str:
+        kinds = Counter(fault.kind for fault in faults)
+        counted = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
+        by_place = sorted(faults, key=lambda f: [int(n) for n in re.findall(r"\d+", f.place)])
+        shown = "\n".join(f"  {fault.place}: {fault.text}" for fault in by_place[:SHOWN])
+        more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        return f"{self.path}: {len({f.place for f in faults})} rows cannot be used ({counted}):\n{shown}{more}"
+
     @staticmethod
-    def _lengths(rows: Sequence[Row]) -> dict[Path, float | str]:
-        """Seconds of each audio file, or what is wrong with it."""
-        paths = list(dict.fromkeys(clip.path for row in rows for clip in row.clips))
+    def _headers(rows: Sequence[Row]) -> dict[Path, tuple[int, int] | Fault]:
+        """Frames and samples a second of each audio file, or what is wrong with it (no place yet)."""
+        soundfile: Any = require("soundfile", "audio")
 
-        def look(path: Path) -> float | str:
+        def look(path: Path) -> tuple[int, int] | Fault:
+            if not path.is_file():
+                return Fault("", "missing audio", f"{path}: there is no such file")
             try:
-                return duration(path)
-            except BadDataError as error:
-                return str(error)
+                info = soundfile.info(str(path))
+            except (soundfile.SoundFileError, RuntimeError, OSError) as error:
+                text = f"{path} cannot be read as audio: {' '.join(str(error).split())}"
+                return Fault("", "unreadable audio", text)
+            return info.frames, info.samplerate
 
+        paths = list(dict.fromkeys(path for row in rows for path in row.files))
         with ThreadPoolExecutor(8) as pool:
             return dict(zip(paths, pool.map(look, paths), strict=True))
 
-    def _faults(self, row: Row, lengths: dict[Path, float | str]) -> list[str]:
-        found = []
+    def _faults(self, row: Row, headers: Mapping[Path, tuple[int, int] | Fault]) -> Iterator[Fault]:
         for clip in row.clips:
-            length = lengths[clip.path]
-            if isinstance(length, str):
-                found.append(f"audio: {length}")
+            name = "an array" if clip.samples is not None else str(clip.path)
+            header = headers[clip.path] if clip.samples is None else (len(clip.samples), clip.rate)
+            if isinstance(header, Fault):
+                yield header._replace(place=row.place)
                 continue
+            frames, rate = header
+            if not RATES[0] <= rate <= RATES[1]:
+                yield Fault(row.place, "rate", f"{name} claims {rate} samples a second")
+                continue
+            length = frames / rate
             end = length if clip.end is None else clip.end
-            if length <= 0:
-                found.append(f"audio: {clip.path} has no samples")
+            if frames <= 0:
+                yield Fault(row.place, "empty audio", f"{name} has no samples")
             elif clip.start >= length or end > length + SLACK_S:
-                found.append(f"audio: {clip.start:g} to {end:g} s is asked for, and {clip.path} has {length:.1f} s")
+                text = f"{clip.start:g} to {end:g} s is asked for, and {name} has {length:.1f} s"
+                yield Fault(row.place, "span", text)
             elif end - clip.start > self.max_seconds:
-                found.append(f"audio: {end - clip.start:.0f} s, more than max_seconds {self.max_seconds:g}")
-            elif row.duration is not None and len(row.clips) == 1 and abs(row.duration - length) > SLACK_S:
-                found.append(f"duration: {row.duration:g} s is declared, and {clip.path} has {length:.1f}: another rate?")
-        return found
+                text = f"{end - clip.start:.0f} s of {name}, more than max_seconds {self.max_seconds:g}"
+                yield Fault(row.place, "too long", text)
+            if row.rate is not None and row.rate != rate:
+                yield Fault(row.place, "rate", f"{row.rate:g} samples a second are declared, and {name} has {rate}")
+            # NVIDIA's duration is that of the file; a row with a span of its own may give the span's.
+            declared = row.duration if len(row.clips) == 1 else None
+            if declared is not None and all(abs(declared - d) > SLACK_S for d in (length, end - clip.start)):
+                text = f"{declared:g} s are declared, and {name} has {length:.1f}: is it at another rate?"
+                yield Fault(row.place, "duration", text)
+        try:
+            example = self._described(row)
+            check = getattr(self._verifier(example["verifier"]), "check", None)
+            if callable(check):
+                check(example)
+        except BadDataError as error:
+            kind = "answer not among the options" if row.options else "answer"
+            yield Fault(row.place, kind, " ".join(str(error).split())[:200])
+
+    def _verifier(self, name: str) -> Verifier:
+        return self._verifiers.setdefault(name, make_verifier(name))
+
+    def _described(self, row: Row) -> Example:
+        """The example without its chat: what a verifier reads."""
+        meta: dict[str, Any] = {"task": row.task or "question", "metadata": as_record(row.meta)}
+        if row.options:
+            meta["options"] = row.options
+            verifier = "multiple_choice"
+        elif row.task == "caption" and meta["metadata"]:
+            verifier = "metadata"
+        else:
+            verifier = self.verifier or ("numeric" if NUMBER.fullmatch(row.answer) else "exact_text")
+        return {"id": row.id, "meta": meta, "answer": row.answer, "verifier": verifier}
 
     def _example(self, row: Row, part: str | None) -> Example:
         messages: list[Message] = []
         for role, pieces in row.turns:
             content = [self._audio(p) if isinstance(p, Clip) else Content(type="text", value=p) for p in pieces]
             messages.append({"role": role, "content": content})  # type: ignore[typeddict-item]
-        meta: dict[str, Any] = {"task": row.task or "question", "metadata": row.meta}
-        if row.options:
-            meta["options"] = row.options
-        example: Example = {"id": row.id, "messages": messages, "meta": meta}
+        example: Example = {**self._described(row), "messages": messages}
         if part in ("sft", "think"):
-            show = row.think and (part == "think" or self.thoughts)
-            example["answer"] = f"<think>{row.think}</think><answer>{row.answer}</answer>" if show else row.answer
-            return example
-        caption = row.task == "caption" and row.meta
-        verifier = "multiple_choice" if row.options else "metadata" if caption else self.verifier
-        return {**example, "answer": row.answer, "verifier": verifier}
+            del example["verifier"]
+            if row.think and (part == "think" or self.thoughts):
+                example["answer"] = f"<think>{row.think}</think><answer>{row.answer}</answer>"
+        return example
 
     def _audio(self, clip: Clip) -> Content:
+        if clip.samples is None:
+            value = read_audio(clip.path, self.rate, clip.start, clip.end)
+        else:
+            value = resample(clip.samples, clip.rate, self.rate)
+        return {"type": "audio", "value": value, "rate": self.rate, "key": self.key(clip)}
+
+    def key(self, clip: Clip) -> str:
+        """A name of what a clip holds: it changes whenever the file, its part or the rate does."""
+        if clip.samples is not None:
+            return f"{hashlib.sha256(clip.samples.tobytes()).hexdigest()}:{clip.rate}:{self.rate}"
         stat = clip.path.stat()
-        return {
-            "type": "audio",
-            "value": read_audio(clip.path, self.rate, clip.start, clip.end),
-            "rate": self.rate,
-            "key": f"{clip.path}:{clip.start}-{clip.end}:{stat.st_mtime_ns}:{stat.st_size}:{self.rate}",
-        }
+        return f"{clip.path}:{clip.start}-{clip.end}:{stat.st_mtime_ns}:{stat.st_size}:{self.rate}"
+
+
+def as_record(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata as the verifier ``metadata`` reads it: nothing empty, a key with its mode where that stands apart."""
+    record = {name: value for name, value in meta.items() if value is not None and value != "" and value != []}
+    names = {name.casefold(): name for name in record}
+    if "key" in names and "mode" in names:
+        mode, key = str(record.pop(names["mode"])), record[names["key"]]
+        if isinstance(key, str) and mode.casefold() not in key.casefold():
+            record[names["key"]] = f"{key} {mode}"
+    return record
+
+
+def assign_splits(rows: Sequence[Row], root: Path) -> list[set[str]]:
+    """For each row the splits of all rows that share a recording with it, through others too; one, if they agree.
+
+    Args:
+        rows: the rows. root: recordings are hashed by their paths from here, so that a folder can be moved.
+    """
+    parent: dict[str, str] = {}
+
+    def top(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    groups = []
+    for row in rows:
+        names = [f"file {os.path.relpath(path, root)}" for path in row.files] or [f"row {row.id}"]
+        for other in names[1:]:
+            low, high = sorted((top(names[0]), top(other)))
+            parent[high] = low  # the first name in order stands for all
+        groups.append(names[0])
+    stated: dict[str, set[str]] = {}
+    for row, name in zip(rows, groups, strict=True):
+        if row.split is not None:
+            stated.setdefault(top(name), set()).add(row.split)
+    return [stated.get(top(name)) or {split_of(top(name))} for name in groups]
 
 
 class _Lazy(Sequence[Example]):
@@ -207,3 +300,8 @@ class _Lazy(Sequence[Example]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return self._source._example(self._chosen[index], self._part)
+
+    @property
+    def audio_keys(self) -> list[list[str]]:
+        """For each example the keys of its clips, in order; nothing is read."""
+        return [[self._source.key(clip) for clip in row.clips] for row in self._chosen]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from bestiary.shared.core.errors import BadDataError
 from bestiary.shared.data.splits import SPLITS
@@ -17,16 +21,37 @@ SOUND = re.compile(r"<sound(?:-(\d+))?>\n?")
 """NVIDIA's place of a clip: ``<sound>`` for the only one, ``<sound-1>`` and so on for several."""
 
 KEYS = {"id", "audio", "start", "end", "question", "answer", "options", "task", "meta", "split", "think", "duration"}
+KEYS |= {"rate"}
 SPEAKERS = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
+LETTERS = "ABCDEFGHIJ"
+"""Options of a question, as the verifier ``multiple_choice`` knows them."""
+
+
+class Fault(NamedTuple):
+    """What is wrong with a row: where it stands, the kind of fault, and what exactly."""
+
+    place: str
+    kind: str
+    text: str
+
+
+class RowError(ValueError):
+    """A row that cannot be read; the kind of fault, and what exactly."""
+
+    def __init__(self, kind: str, text: str):
+        super().__init__(text)
+        self.kind = kind
 
 
 @dataclass
 class Clip:
-    """A reference to audio: a file, and the part of it in seconds."""
+    """A reference to audio: a file and the part of it in seconds, or samples that stand in the row itself."""
 
-    path: Path
+    path: Path = Path()
     start: float = 0.0
     end: float | None = None
+    samples: np.ndarray | None = None
+    rate: int = 0
 
 
 Turn = tuple[str, list[str | Clip]]
@@ -41,7 +66,7 @@ class Row:
         id: its name. place: where it stands in the file. turns: the chat without its last answer.
         answer: the last answer. think: the thoughts before it. options: of a choice. task: what is asked about.
         meta: what is known of the clip. split: ``train``, ``val``, ``test``, or None for the hash of its audio.
-        duration: seconds that the file says its audio has.
+        duration: seconds that the file says its audio has. rate: samples a second that it says it has.
     """
 
     id: str
@@ -54,47 +79,69 @@ class Row:
     meta: dict[str, Any] = field(default_factory=dict)
     split: str | None = None
     duration: float | None = None
+    rate: float | None = None
 
     @property
     def clips(self) -> list[Clip]:
         """Its audio, in order."""
         return [piece for _, pieces in self.turns for piece in pieces if isinstance(piece, Clip)]
 
+    @property
+    def files(self) -> list[Path]:
+        """The different files that it hears, in order."""
+        return list(dict.fromkeys(clip.path for clip in self.clips if clip.samples is None))
 
-def read_rows(file: Path) -> Iterator[Row | tuple[str, str]]:
-    """Rows of a file; (place, what is wrong) where one cannot be read.
 
-    A ``.jsonl`` has an object a line; a ``.json`` a list of them, or NVIDIA's evaluation layout (``dataset_path``,
-    ``split_path``, ``data``). What kind of object each is, its keys say: ``conversations`` (NVIDIA), ``messages`` (chat
-    messages with content of type audio and text), or ``audio`` and ``question`` (ours).
+def read_rows(file: Path) -> Iterator[Row | Fault]:
+    """Rows of a file, and the faults of those that cannot be read.
+
+    The file holds an object a line, or one JSON value: a list of objects, or NVIDIA's evaluation layout
+    (``dataset_path``, ``split_path``, ``data``). What kind of object each is, its keys say: ``conversations`` (NVIDIA),
+    ``messages`` (chat messages with content of type audio and text), or ``audio`` and ``question`` (ours).
 
     Raises:
         BadDataError: if the file is neither.
     """
-    if file.suffix == ".jsonl":
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    raw = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    start = raw.lstrip()[:1]
+    if start not in (b"[", b"{"):
+        raise BadDataError(f"{file} begins neither with {{ nor with [: it is neither JSON nor JSON lines")
+    if start == b"{":
+        first = _parse(raw.lstrip().split(b"\n", 1)[0])
+        if isinstance(first, ValueError) or ("data" in first and "question" not in first):
+            whole = _parse(raw)
+            if isinstance(whole, dict) and isinstance(whole.get("data"), dict):
+                yield from _evaluation(whole, file.parent)
+                return
+        for number, line in enumerate(raw.split(b"\n"), 1):
             if line.strip():
-                try:
-                    value = json.loads(line)
-                except ValueError as error:
-                    yield f"line {number}", f"not JSON: {error}"
-                    continue
-                yield _row(value, f"line {number}", file.parent)
+                value = _parse(line)
+                place = f"line {number}"
+                if isinstance(value, ValueError):
+                    yield Fault(place, "not JSON", f"not JSON: {value}"[:200])
+                else:
+                    yield _row(value, place, file.parent)
         return
+    whole = _parse(raw)
+    if isinstance(whole, ValueError):
+        raise BadDataError(f"{file} is not JSON: {whole}") from whole
+    for number, value in enumerate(whole, 1):
+        yield _row(value, f"entry {number}", file.parent)
+
+
+def _parse(raw: bytes) -> Any:
+    """The value, or the ValueError that says why there is none."""
     try:
-        whole = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(raw.decode())
+    except UnicodeDecodeError as error:
+        return ValueError(f"not UTF-8 at byte {error.start + 1}")
+    except RecursionError:
+        return ValueError("nested too deeply")
     except ValueError as error:
-        raise BadDataError(f"{file} is not JSON: {error}") from error
-    if isinstance(whole, list):
-        for number, value in enumerate(whole, 1):
-            yield _row(value, f"entry {number}", file.parent)
-    elif isinstance(whole, dict) and isinstance(whole.get("data"), dict):
-        yield from _evaluation(whole, file.parent)
-    else:
-        raise BadDataError(f"{file} is neither a list of questions nor an object with dataset_path and data")
+        return error
 
 
-def _evaluation(whole: dict[str, Any], beside: Path) -> Iterator[Row | tuple[str, str]]:
+def _evaluation(whole: dict[str, Any], beside: Path) -> Iterator[Row | Fault]:
     """NVIDIA's evaluation layout: ``data`` maps numbers to name, prompt and output."""
     root = beside / str(whole.get("dataset_path") or "") / str(whole.get("split_path") or "")
     split = whole.get("split")
@@ -103,44 +150,62 @@ def _evaluation(whole: dict[str, Any], beside: Path) -> Iterator[Row | tuple[str
         try:
             values = {"id": str(number), "audio": entry["name"], "question": entry["prompt"], "answer": entry["output"]}
         except (KeyError, TypeError):
-            yield place, "it has no name, prompt and output"
+            yield Fault(place, "layout", "it has no name, prompt and output")
             continue
         values |= {"task": whole.get("flamingo_task"), "split": split if split in SPLITS else "test"}
         yield _row(values, place, root)
 
 
-def _row(value: Any, place: str, root: Path) -> Row | tuple[str, str]:
+def _row(value: Any, place: str, root: Path) -> Row | Fault:
     try:
         if not isinstance(value, Mapping):
-            raise ValueError("it is no object")
+            raise RowError("layout", "it is no object")
         if "conversations" in value:
             return _conversation(value, place, root)
         if "messages" in value:
             return _chat(value, place, root)
         return _question(value, place, root)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        return place, " ".join(str(error).split())[:200] or type(error).__name__
+    except RowError as error:
+        return Fault(place, error.kind, " ".join(str(error).split())[:200])
+    except KeyError as error:
+        return Fault(place, "layout", f"a key {error} is missing")
+    except (ValueError, TypeError, AttributeError) as error:
+        return Fault(place, "layout", " ".join(str(error).split())[:200] or type(error).__name__)
 
 
 def _question(value: Mapping[str, Any], place: str, root: Path) -> Row:
     """Our layout."""
     unknown = sorted(set(value) - KEYS)
     if unknown:
-        raise ValueError(f"unknown key {unknown[0]!r}; what is your own goes into meta")
+        raise RowError("unknown key", f"unknown key {unknown[0]!r}; what is your own goes into meta")
     question = _text(value, "question")
     paths = value.get("audio") or []
     paths = [paths] if isinstance(paths, str) else list(paths)
     start, end = _number(value, "start") or 0.0, _number(value, "end")
     if start < 0 or (end is not None and end <= start):
-        raise ValueError(f"start {start:g} and end {end} leave nothing to hear")
+        raise RowError("span", f"start {start:g} and end {end} leave nothing to hear")
     clips: list[str | Clip] = [Clip(_path(path, root), start, end) for path in paths]
-    options = value.get("options") or []
-    if isinstance(options, Mapping):
-        options = list(options.values())
-    options = [str(option) for option in options]
-    listed = " ".join(f"({chr(65 + i)}) {option}" for i, option in enumerate(options))
+    options = _options(value.get("options"))
+    listed = " ".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
     asked = f"{question} {listed}" if options and listed not in question else question
     return _finish(Row("", place, [("user", [*clips, asked])], _text(value, "answer"), options=options), value, place)
+
+
+def _options(options: Any) -> list[str]:
+    if isinstance(options, Mapping):
+        if [str(key).strip("() .") for key in options] != list(LETTERS[: len(options)]):
+            raise RowError("options", "options by letter are A, B, C and so on, in order")
+        options = list(options.values())
+    if options is None:
+        return []
+    if not isinstance(options, list):
+        raise RowError("options", f"options are a list of texts, not {options!r}")
+    texts = [str(option) for option in options]
+    if texts and not 2 <= len(texts) <= len(LETTERS):
+        raise RowError("options", f"a choice has 2 to {len(LETTERS)} options, not {len(texts)}")
+    if len({" ".join(text.casefold().split()) for text in texts}) < len(texts):
+        raise RowError("options", "two options are the same")
+    return texts
 
 
 def _conversation(value: Mapping[str, Any], place: str, root: Path) -> Row:
@@ -148,89 +213,99 @@ def _conversation(value: Mapping[str, Any], place: str, root: Path) -> Row:
     paths = value.get("sound") or []
     paths = [_path(path, root) for path in ([paths] if isinstance(paths, str) else paths)]
     turns: list[Turn] = []
-    used = 0
+    used: list[int] = []
     for turn in value["conversations"]:
-        role = SPEAKERS.get(str(turn.get("from")))
+        role = SPEAKERS.get(turn.get("from"))
         if role is None:
-            raise ValueError(f"nobody is called {turn.get('from')!r}; turns are from human and gpt")
+            raise RowError("layout", f"nobody is called {turn.get('from')!r}; turns are from human and gpt")
         pieces: list[str | Clip] = []
         rest = str(turn["value"])
         while match := SOUND.search(rest):
-            number = int(match[1]) - 1 if match[1] else used
+            number = int(match[1]) - 1 if match[1] else len(used)
             if not 0 <= number < len(paths):
-                raise ValueError(f"{match[0].strip()} stands there, and there are {len(paths)} sounds")
+                raise RowError("sounds", f"{match[0].strip()} stands there, and there are {len(paths)} sounds")
             pieces += [rest[: match.start()], Clip(paths[number])]
-            rest, used = rest[match.end() :], used + 1
+            rest = rest[match.end() :]
+            used.append(number)
         turns.append((role, [piece for piece in [*pieces, rest] if piece != ""]))
-    if used != len(paths):
-        raise ValueError(f"{len(paths)} sounds, and {used} places for one")
+    if sorted(used) != list(range(len(paths))):
+        raise RowError("sounds", f"{len(paths)} sounds, and places for {[number + 1 for number in used]}")
     answer = _last_answer(turns)
     return _finish(Row("", place, turns, answer), value, place)
 
 
 def _chat(value: Mapping[str, Any], place: str, root: Path) -> Row:
-    """Chat messages: content is a text, or a list of ``{type: text | audio, text | path | audio}``."""
+    """Chat messages: content is a text, or a list of ``{type: text | audio, text | path | array}``."""
     turns: list[Turn] = []
     for message in value["messages"]:
         role = message["role"]
         if role not in ROLES:
-            raise ValueError(f"unknown role {role!r}")
+            raise RowError("layout", f"unknown role {role!r}")
         content = message["content"]
         pieces: list[str | Clip] = []
         for piece in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             if piece["type"] == "text":
                 pieces.append(str(piece["text"]))
             elif piece["type"] == "audio":
-                if "url" in piece:
-                    raise ValueError("audio by url is never fetched: give a path")
-                path = piece.get("path") or piece.get("audio")
-                if not isinstance(path, str):
-                    raise ValueError("audio has no path")
-                pieces.append(Clip(_path(path, root)))
+                pieces.append(_chat_audio(piece, root))
             else:
-                raise ValueError(f"content of type {piece['type']!r}; there are text and audio")
+                raise RowError("layout", f"content of type {piece['type']!r}; there are text and audio")
         turns.append((role, pieces))
-    answer = value["answer"] if "answer" in value else _last_answer(turns)
-    return _finish(Row("", place, turns, str(answer)), value, place)
+    answer = _text(value, "answer") if "answer" in value else _last_answer(turns)
+    return _finish(Row("", place, turns, answer, options=_options(value.get("options"))), value, place)
+
+
+def _chat_audio(piece: Mapping[str, Any], root: Path) -> Clip:
+    inner = piece.get("audio")
+    piece = {**piece, **inner} if isinstance(inner, Mapping) else piece
+    if "array" in piece:
+        rate = piece.get("sampling_rate") or piece.get("rate")
+        if isinstance(rate, bool) or not isinstance(rate, int):
+            raise RowError("audio", "an array of samples needs its sampling_rate")
+        samples = np.asarray(piece["array"], np.float32)
+        if samples.ndim != 1 or not np.isfinite(samples).all():
+            raise RowError("audio", "an array of samples is one row of finite numbers")
+        return Clip(samples=samples, rate=rate)
+    url = piece.get("url")
+    return Clip(_path(url if url else piece.get("path") or inner, root))
 
 
 def _last_answer(turns: list[Turn]) -> str:
     if not turns or turns[-1][0] != "assistant":
-        raise ValueError("the last turn is not an answer")
+        raise RowError("answer", "the last turn is not an answer")
     _, pieces = turns.pop()
     if any(isinstance(piece, Clip) for piece in pieces):
-        raise ValueError("an answer holds audio")
+        raise RowError("answer", "an answer holds audio")
     return "".join(str(piece) for piece in pieces)
 
 
 def _finish(row: Row, value: Mapping[str, Any], place: str) -> Row:
     """What all layouts share."""
-    row.id = str(value.get("id") or place)
-    row.task, row.split = value.get("task"), value.get("split")
+    own = value.get("id")
+    row.id = place if own is None or own == "" else str(own)
+    task, row.split = value.get("task"), value.get("split")
+    row.task = None if task is None else str(task)
     row.meta = dict(value.get("meta") or {})
-    row.duration = _number(value, "duration")
-    row.think = value.get("think")
+    row.duration, row.rate = _number(value, "duration"), _number(value, "rate")
+    row.think = None if value.get("think") is None else _text(value, "think")
     if row.think is None and (match := re.match(r"\s*<think>(.*?)</think>\s*(.*)", row.answer, re.DOTALL)):
-        row.think, row.answer = match[1].strip(), match[2]
+        row.think, row.answer = match[1].strip() or None, match[2]
         row.answer = re.sub(r"^\s*<answer>(.*)</answer>\s*$", r"\1", row.answer, flags=re.DOTALL)
     if not row.answer.strip():
-        raise ValueError("no answer")
-    if not any(role == "user" for role, _ in row.turns):
-        raise ValueError("nothing is asked")
+        raise RowError("answer", "no answer")
+    if not any(role == "user" and any(isinstance(p, str) and p.strip() for p in pieces) for role, pieces in row.turns):
+        raise RowError("question", "nothing is asked")
     if row.split is not None and row.split not in SPLITS:
-        raise ValueError(f"there is no split {row.split!r}; there are {', '.join(SPLITS)}")
-    letters = [chr(65 + i) for i in range(len(row.options))]
-    if row.options and row.answer.strip().strip("().").upper() not in letters and row.answer not in row.options:
-        raise ValueError(f"the answer {row.answer!r} is none of the options")
+        raise RowError("split", f"there is no split {row.split!r}; there are {', '.join(SPLITS)}")
     return row
 
 
 def _path(path: Any, root: Path) -> Path:
     if not isinstance(path, str) or not path:
-        raise ValueError(f"audio is a path, not {path!r}")
-    if re.match(r"[a-z]+://", path):
-        raise ValueError(f"{path} is a url, which is never fetched: give a path")
-    return root / path
+        raise RowError("audio", f"audio is a path, not {path!r}")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", path):
+        raise RowError("url", f"{path[:100]} is a url, which is never fetched: give a path")
+    return Path(os.path.normpath(root / path))
 
 
 def _text(value: Mapping[str, Any], key: str) -> str:
@@ -238,7 +313,7 @@ def _text(value: Mapping[str, Any], key: str) -> str:
     if isinstance(found, int | float) and not isinstance(found, bool):
         found = str(found)
     if not isinstance(found, str) or not found.strip():
-        raise ValueError(f"no {key}")
+        raise RowError(key, f"no {key}")
     return found
 
 
@@ -246,11 +321,6 @@ def _number(value: Mapping[str, Any], key: str) -> float | None:
     found = value.get(key)
     if found is None:
         return None
-    if isinstance(found, bool) or not isinstance(found, int | float):
-        raise ValueError(f"{key} is a number of seconds, not {found!r}")
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+        raise RowError(key, f"{key} is a number, not {found!r}")
     return float(found)
-
-
-def first_audio(turns: Sequence[Turn]) -> Path | None:
-    """The first file that a row hears."""
-    return next((piece.path for _, pieces in turns for piece in pieces if isinstance(piece, Clip)), None)

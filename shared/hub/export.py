@@ -58,7 +58,11 @@ def export(checkpoint: str, out: Path, dtype: str | None = None, shard_gb: float
 
         save_audio(model, out, DTYPES[dtype] if dtype else None, shard_bytes)
         name = "MusicFlamingo" if model.rotary_time is not None else "AudioFlamingo3"
-        return [*lines, f"checkpoint  {out}", f"load it     transformers.{name}ForConditionalGeneration.from_pretrained(…)"]
+        return [
+            *lines,
+            f"checkpoint  {out}",
+            f"load it     transformers.{name}ForConditionalGeneration.from_pretrained(…)",
+        ]
     if isinstance(backbone, HybridLM):
         save_pretrained(backbone, out, DTYPES[dtype] if dtype else None, shard_bytes)
     else:

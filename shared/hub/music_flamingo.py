@@ -95,7 +95,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             strange.append(key)
             continue
         if state[name].shape != tensor.shape:
-            raise BadDataError(f"{folder}: {key} is {tuple(tensor.shape)}, and the model wants {tuple(state[name].shape)}")
+            raise BadDataError(
+                f"{folder}: {key} is {tuple(tensor.shape)}, and the model wants {tuple(state[name].shape)}"
+            )
         with torch.no_grad():
             state[name].copy_(tensor)
         missing.discard(name)
@@ -134,7 +136,11 @@ def check_config(model: Any, folder: Path) -> None:
         ("model.boundaries", music, model.boundaries),
         ("model.rotary_time (null or not)", music, rotary is not None),
         ("encoder.front_end.n_mels", audio.get("num_mel_bins", 128), encoder.front_end.n_mels),
-        ("encoder.heads", audio.get("num_attention_heads", audio.get("encoder_attention_heads", 20)), heads_of(encoder)),
+        (
+            "encoder.heads",
+            audio.get("num_attention_heads", audio.get("encoder_attention_heads", 20)),
+            heads_of(encoder),
+        ),
         ("positions", audio.get("max_source_positions", 1500), encoder.front_end.frames // 2),
         ("audio_token_id", config.get("audio_token_id", model.sound_id), model.sound_id),
     ]

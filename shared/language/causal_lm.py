@@ -43,9 +43,7 @@ class CausalLM(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Logits (B, T, V) of a batch, and what the backbone adds in training (multi-token logits, router balance)."""
         lm: LMBatch = batch  # type: ignore[assignment]
-        logits, hidden, _ = self.backbone(
-            self.embed(batch), lm["attention_mask"], lm["position_ids"], lm["seq_idx"]
-        )
+        logits, hidden, _ = self.backbone(self.embed(batch), lm["attention_mask"], lm["position_ids"], lm["seq_idx"])
         backbone: Any = self.backbone
         aux_logits, aux_losses = backbone.take_aux() if hasattr(backbone, "take_aux") else ([], {})
         return Output(logits, aux_logits=aux_logits, hidden=hidden, aux_losses=aux_losses)

@@ -65,7 +65,9 @@ def mark_media(messages: Sequence[Message]) -> list[Message]:
             if content["type"] != "text":
                 parts.append(MARKS[content["type"]])
             elif ANY_MARK.search(content["value"]):
-                raise BadDataError("a message holds a character of Unicode's last private plane, which stands for media")
+                raise BadDataError(
+                    "a message holds a character of Unicode's last private plane, which stands for media"
+                )
             else:
                 parts.append(content["value"])
         out.append({"role": message["role"], "content": [{"type": "text", "value": "".join(parts)}]})

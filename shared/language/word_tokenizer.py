@@ -34,7 +34,9 @@ class WordTokenizer(ByteTokenizer):
     def __init__(self, words: Sequence[str], name: str = "words"):
         wrong = [word for word in words if PIECE.fullmatch(word) is None or word != word.strip()]
         if wrong or len(set(words)) < len(words):
-            raise ConfigError(f"the words of a tokenizer are single ones, each once; not {', '.join(wrong[:5]) or 'so'}")
+            raise ConfigError(
+                f"the words of a tokenizer are single ones, each once; not {', '.join(wrong[:5]) or 'so'}"
+            )
         super().__init__()
         digest = hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
         self.key = f"{name}-{digest}"

@@ -95,7 +95,9 @@ def attribute_logits(model: nn.Module, media: Mapping[str, torch.Tensor], rows: 
     tokens, counts = encoder(media["features"], media["lengths"])
     owner = media["owner"].repeat_interleave(counts)
     sums = tokens.new_zeros(rows, tokens.shape[1]).index_add_(0, owner, tokens)
-    number = torch.zeros(rows, dtype=tokens.dtype, device=tokens.device).index_add_(0, media["owner"], counts.to(tokens))
+    number = torch.zeros(rows, dtype=tokens.dtype, device=tokens.device).index_add_(
+        0, media["owner"], counts.to(tokens)
+    )
     pooled = sums / number.clamp(min=1)[:, None]
     heads: Any = model.attribute_heads
     return {name: head(pooled) for name, head in heads.items()}

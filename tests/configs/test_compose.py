@@ -75,7 +75,7 @@ def test_the_default_dataset_has_laptop_sizes(project):
     assert file.is_file(), file
     sizes = OmegaConf.load(file).recipe
     assert "steps" in sizes
-    assert "batch_size" in sizes
+    assert "batch_size" in sizes or "prompts_per_step" in sizes
 
 
 @pytest.mark.parametrize("project", PROJECTS)

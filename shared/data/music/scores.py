@@ -10,10 +10,11 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from bestiary.shared.core.errors import MissingExtraError, require
 from bestiary.shared.data.assets import data_root, locked
 from bestiary.shared.data.music.pool import each
 
-PARSER = 1
+PARSER = 2
 """Raised whenever a parsed tune would come out otherwise."""
 
 COLLECTIONS = {
@@ -41,6 +42,8 @@ METRES = {
 
 KINDS = ("reel", "jig", "hornpipe", "strathspey", "clog", "march", "waltz", "polka", "air", "fling", "quickstep")
 LEAST_BARS = 8
+SHARED = 24
+"""Intervals in a row that two melodies have in common, whatever their rhythm, if they are of one family."""
 
 
 @dataclass
@@ -54,8 +57,9 @@ class Tune:
         tonic, mode: of the declared key, where the source is to be trusted for it; else empty.
         beats, unit: the time signature.
         parts: of each voice its notes, ``[onset, duration, pitch]``.
-        downbeats: onsets of whole bars. end: of the last note.
-        form: letters of the sections, repeats written out (``AABB``); empty where there are no repeats.
+        bars: onsets of the longest run of whole bars, one right after the other. Clips are made of these, so that the
+            metre of a clip is never broken by an upbeat, or by an odd bar at a repeat.
+        family: id of the first tune that shares a stretch of melody, see :func:`families`; a split keeps it together.
     """
 
     id: str
@@ -68,9 +72,8 @@ class Tune:
     beats: int
     unit: int
     parts: list[list[list[float]]]
-    downbeats: list[float]
-    end: float
-    form: str = ""
+    bars: list[float]
+    family: str = ""
 
     @property
     def metre(self) -> str:
@@ -86,6 +89,11 @@ class Tune:
     def bar(self) -> float:
         """Quarters of a bar."""
         return self.beats * 4 / self.unit
+
+    @property
+    def end(self) -> float:
+        """Where the run of bars ends."""
+        return self.bars[-1] + self.bar
 
     @property
     def tradition(self) -> str:
@@ -122,30 +130,37 @@ def scores_revision() -> str:
     return f"music21-{corpus}-{digest[:8]}"
 
 
-def load_scores(workers: int | None = None) -> Scores:
-    """The tunes, from the cache, or parsed now (some four minutes of CPU time, once).
+def parse_scores(workers: int | None = None) -> list[Path]:
+    """The files with parsed tunes; those that are missing are made now (two minutes of CPU time for all, once).
 
     Args:
         workers: processes that parse; None is one a core, 0 parses here.
     """
     check_music21()
     folder = data_root() / "music" / f"scores-{scores_revision()}"
-    files = corpus_files()
-    chunks = chunked(files)
+    chunks = chunked(corpus_files())
     names = [folder / f"{number:03d}.json" for number in range(len(chunks))]
     if not all(name.is_file() for name in names):
         with locked(folder.name):
             folder.mkdir(parents=True, exist_ok=True)
             jobs = [(name, chunk) for name, chunk in zip(names, chunks, strict=True) if not name.is_file()]
             each(parse_chunk, jobs, workers, "reading scores")
+    return names
+
+
+def load_scores(workers: int | None = None) -> Scores:
+    """The tunes; see :func:`parse_scores`."""
     tunes: list[Tune] = []
     rejected: Counter[str] = Counter()
-    for name in names:
+    for name in parse_scores(workers):
         found = json.loads(name.read_text())
         tunes += [Tune(**values) for values in found["tunes"]]
         rejected.update(found["rejected"])
     kept = distinct(sorted(tunes, key=lambda tune: tune.id))
     rejected["same tune again"] += len(tunes) - len(kept)
+    family = families(kept)
+    for tune in kept:
+        tune.family = family[tune.id]
     return Scores(kept, rejected, scores_revision())
 
 
@@ -173,22 +188,47 @@ def chunked(files: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:
 
 
 def distinct(tunes: Sequence[Tune]) -> list[Tune]:
-    """Without tunes that have the title or the notes of one before: a tune must not be on both sides of a split."""
+    """Without tunes that have the title or the opening notes of one before."""
     titles: set[str] = set()
     melodies: set[str] = set()
     out = []
     for tune in tunes:
         title = plain_title(tune.title) if tune.collection != "bach" else tune.id
-        first = tune.parts[0][:24]
-        # Intervals and rhythm of the opening: the same melody in another key is the same tune.
-        steps = [(round(b[0] - a[0], 3), b[2] - a[2]) for a, b in zip(first, first[1:], strict=False)]
-        melody = hashlib.sha256(repr(steps).encode()).hexdigest()
-        if title in titles or melody in melodies:
+        # Also from the first bar on: an upbeat more or less does not make another tune.
+        openings = {opening(tune.parts[0]), opening([note for note in tune.parts[0] if note[0] >= tune.bars[0]])}
+        if title in titles or openings & melodies:
             continue
         titles.add(title)
-        melodies.add(melody)
+        melodies |= openings
         out.append(tune)
     return out
+
+
+def opening(notes: Sequence[Sequence[float]], count: int = 24) -> str:
+    """Intervals and rhythm of the first notes: the same melody in another key is the same tune."""
+    steps = [(round(b[0] - a[0], 3), b[2] - a[2]) for a, b in pairwise(notes[:count])]
+    return hashlib.sha256(repr(steps).encode()).hexdigest()
+
+
+def families(tunes: Sequence[Tune]) -> dict[str, str]:
+    """Id of each tune to that of its family's first: those that share ``SHARED`` steps of melody anywhere, in any key.
+
+    They are versions of one tune, and chorales on one hymn: who has heard one knows the other.
+    """
+    parent = {tune.id: tune.id for tune in tunes}
+
+    def first(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = name = parent[parent[name]]
+        return name
+
+    seen: dict[bytes, str] = {}
+    for tune in tunes:
+        melody = bytes(max(0, min(255, int(b[2] - a[2]) + 128)) for a, b in pairwise(tune.parts[0]))
+        for at in range(len(melody) - SHARED + 1):
+            a, b = sorted((first(tune.id), first(seen.setdefault(melody[at : at + SHARED], tune.id))))
+            parent[b] = a
+    return {name: first(name) for name in parent}
 
 
 def plain_title(title: str) -> str:
@@ -202,8 +242,8 @@ def parse_chunk(job: tuple[Path, list[tuple[str, str]]]) -> None:
     file, sources = job
     tunes, rejected = [], Counter()
     for collection, path in sources:
-        for name, score in read_file(collection, path):
-            found = score if isinstance(score, str) else tune_of(collection, name, score)
+        for name, score, fields in read_file(collection, path):
+            found = score if isinstance(score, str) else tune_of(collection, name, score, fields)
             if isinstance(found, str):
                 rejected[found] += 1
             else:
@@ -213,22 +253,46 @@ def parse_chunk(job: tuple[Path, list[tuple[str, str]]]) -> None:
     os.replace(aside, file)
 
 
-def read_file(collection: str, path: str) -> Iterator[tuple[str, Any]]:
-    """(id, music21 score) of each tune of a file; a reason in place of a score that cannot be read."""
+def read_file(collection: str, path: str) -> Iterator[tuple[str, Any, dict[str, list[str]]]]:
+    """(id, music21 score, ABC's fields) of each tune of a file; a reason in place of a score that cannot be read."""
     converter: Any = require("music21.converter", "audio")
     stem = f"{collection}/{Path(path).stem}"
     try:
         parsed = converter.parse(path)
     except Exception:  # music21 has no common error for files it cannot make sense of
-        yield stem, "unreadable"
+        yield stem, "unreadable", {}
         return
+    # latin-1 reads any byte, and the fields that count are ASCII.
+    fields = abc_fields(Path(path).read_text(encoding="latin-1")) if path.endswith(".abc") else {}
     scores = list(parsed.scores) if parsed.__class__.__name__ == "Opus" else [parsed]
     for number, score in enumerate(scores):
-        yield (f"{stem}#{number}" if len(scores) > 1 else stem), score
+        own = fields.get(str(getattr(score.metadata, "number", None)).strip(), {})
+        if len(scores) == 1 and len(fields) == 1:
+            own = next(iter(fields.values()))
+        yield (f"{stem}#{number}" if len(scores) > 1 else stem), score, own
 
 
-def tune_of(collection: str, name: str, score: Any) -> Tune | str:
-    """A tune, or why it is not usable."""
+def abc_fields(text: str) -> dict[str, dict[str, list[str]]]:
+    """Of each tune of an ABC file, by its number, the values of its fields ``K``, ``M`` and ``R``, inline ones too."""
+    out: dict[str, dict[str, list[str]]] = {}
+    for block in re.split(r"(?m)^(?=X:)", text):
+        number = re.match(r"X:\s*(\d+)", block)
+        if number is None:
+            continue
+        found = out.setdefault(number[1], {})
+        for line, value, inline, other in re.findall(r"(?m)^([KMR]):([^%\n]*)|\[([KM]):([^\]]*)\]", block):
+            found.setdefault(line or inline, []).append((value or other).strip())
+    return out
+
+
+def tune_of(collection: str, name: str, score: Any, fields: Mapping[str, Sequence[str]] | None = None) -> Tune | str:
+    """A tune, or why it is not usable.
+
+    Args:
+        collection, name: of the tune. score: music21's.
+        fields: of :func:`abc_fields`. music21 keeps only the first key and metre of an ABC tune and loses the dance.
+    """
+    fields = fields or {}
     parts = list(score.parts)
     if collection == "bach" and len(parts) != 4:
         return "not in four parts"
@@ -236,32 +300,52 @@ def tune_of(collection: str, name: str, score: Any) -> Tune | str:
         return "no notes"
     flat = [part.flatten() for part in parts]
     metres = {(sign.numerator, sign.denominator) for part in flat for sign in part.getElementsByClass("TimeSignature")}
-    if len(metres) != 1:
+    if len(metres) != 1 or len(set(fields.get("M", ()))) > 1:
         return "no metre, or several"
     beats, unit = metres.pop()
     if not any((beats, unit) in signs for signs in METRES.values()):
         return f"metre {beats}/{unit}"
     signatures = {sign.sharps for part in flat for sign in part.getElementsByClass("KeySignature")}
-    if len(signatures) != 1:
+    if len(signatures) != 1 or len(set(fields.get("K", ()))) > 1:
         return "no key signature, or several"
     sharps = signatures.pop()
     if not -6 <= sharps <= 6:
         return "more than six sharps or flats"
-    bars = [bar for bar in parts[0].getElementsByClass("Measure") if bar.duration.quarterLength]
-    whole = beats * 4 / unit
-    downbeats = [float(bar.offset) for bar in bars if not bar.paddingLeft and abs(bar.duration.quarterLength - whole) < 1e-6]
-    if len(downbeats) < LEAST_BARS:
+    measures = [bar for bar in parts[0].getElementsByClass("Measure") if bar.duration.quarterLength]
+    bars = whole_bars([(float(m.offset), float(m.duration.quarterLength)) for m in measures], beats * 4 / unit)
+    if len(bars) < LEAST_BARS:
         return "too short"
     notes = [notes_of(part.stripTies()) for part in parts]
     if not all(notes):
         return "no notes"
     tonic, mode = declared_key(flat[0]) if collection != "bach" else ("", "")
     title = str(getattr(score.metadata, "title", None) or name)
-    kind = "chorale" if collection == "bach" else kind_of(title)
-    end = max(note[0] + note[1] for part in notes for note in part)
-    return Tune(
-        name, collection, title, kind, sharps, tonic, mode, beats, unit, notes, downbeats, end, form_of(bars)
-    )
+    kind = "chorale" if collection == "bach" else kind_of(" ".join(fields.get("R", ()))) or kind_of(title)
+    return Tune(name, collection, title, kind, sharps, tonic, mode, beats, unit, notes, bars)
+
+
+def whole_bars(measures: Sequence[tuple[float, float]], whole: float) -> list[float]:
+    """Onsets of the longest run of whole bars.
+
+    A bar that a repeat sign divides is printed as two measures; it is one bar.
+
+    Args:
+        measures: onset and length of each, in quarters. whole: length of a bar.
+    """
+    runs: list[list[float]] = [[]]
+    at, held = 0, 1e-6
+    while at < len(measures):
+        onset, length = measures[at]
+        after = at + 1
+        while length < whole - held and after < len(measures) and length + measures[after][1] < whole + held:
+            length += measures[after][1]
+            after += 1
+        if abs(length - whole) < held:
+            runs[-1].append(onset)
+        else:  # an upbeat, or an odd bar
+            runs.append([])
+        at = after
+    return max(runs, key=len)
 
 
 def notes_of(part: Any) -> list[list[float]]:
@@ -285,28 +369,6 @@ def declared_key(part: Any) -> tuple[str, str]:
 
 
 def kind_of(title: str) -> str:
-    """The dance that a title names, or an empty string."""
-    words = set(re.findall(r"[a-z]+", title.casefold()))
+    """The dance that a title or ABC's field ``R`` names, or an empty string."""
+    words = set(re.findall(r"[a-z]+", title.casefold().replace("slipjig", "jig")))
     return next((kind for kind in KINDS if kind in words or f"{kind}s" in words), "")
-
-
-def form_of(bars: Sequence[Any]) -> str:
-    """Letters of a tune's sections by its repeat signs; empty where there are none."""
-    letters, begun, any_repeat = "", 0, False
-    for at, bar in enumerate(bars):
-        right, left = getattr(bar, "rightBarline", None), getattr(bar, "leftBarline", None)
-        ends = getattr(right, "direction", None) == "end"
-        starts = getattr(left, "direction", None) == "start"
-        if starts and at > begun:
-            letters += _letter(letters)
-            begun, any_repeat = at, True
-        if ends:
-            letters += _letter(letters) * 2
-            begun, any_repeat = at + 1, True
-    if begun < len(bars) and any_repeat:
-        letters += _letter(letters)
-    return letters
-
-
-def _letter(letters: str) -> str:
-    return chr(ord("A") + len(set(letters)) % 26)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bestiary.shared.core.build import nearest
-from bestiary.shared.core.errors import BadDataError, ConfigError, MissingDataError
+from bestiary.shared.core.errors import BadDataError, ConfigError
 from bestiary.shared.core.examples import Example, Message, text_message
 from bestiary.shared.core.specs import DataSpec
 from bestiary.shared.core.streams import Stream
