@@ -3,11 +3,11 @@
 
     python tools/bench_audio.py                 # some minutes; writes docs/benchmarks/
 
-Both have the encoder's shape of Whisper base (128 mel bins, width 512, 6 layers) and a Qwen2 of the size of SmolLM2-135M,
-with weights at random, and draw 24 tokens greedily. Batches: eight clips of 30 s, eight of different length (2 to 30 s), and
-eight short ones (2 to 8 s). Times are of the whole way, from samples to token ids, and of its parts; nothing is timed whose
-result differs. transformers' encoder takes windows of 30 s whatever their content; ours takes what is there, which is why
-short clips gain most.
+Both have the encoder's shape of Whisper base (128 mel bins, width 512, 6 layers) and a Qwen2 of the size of
+SmolLM2-135M, with weights at random, and draw 24 tokens greedily. Batches: eight clips of 30 s, eight of different
+length (2 to 30 s), and eight short ones (2 to 8 s). Times are of the whole way, from samples to token ids, and of its
+parts; nothing is timed whose result differs. transformers' encoder takes windows of 30 s whatever their content; ours
+takes what is there, which is why short clips gain most.
 """
 
 from __future__ import annotations

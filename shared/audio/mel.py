@@ -36,9 +36,9 @@ class Windows(NamedTuple):
 class LogMel:
     """Cuts a clip into windows and computes the log-mel spectrogram of each.
 
-    A window ends where its clip ends, plus :data:`TAIL` frames, unless it is filled up with silence. What is there equals
-    what Whisper's extractor gives for the window filled with zeros. A frame is real if its hop begins inside the clip:
-    ceil(N / hop). Beyond ``max_seconds`` a clip is cut, and whoever asks is told (:meth:`is_cut`).
+    A window ends where its clip ends, plus :data:`TAIL` frames, unless it is filled up with silence. What is there
+    equals what Whisper's extractor gives for the window filled with zeros. A frame is real if its hop begins inside the
+    clip: ceil(N / hop). Beyond ``max_seconds`` a clip is cut, and whoever asks is told (:meth:`is_cut`).
 
     Paper: arXiv:2212.04356 (Whisper) Sec. 2.2; windows as in arXiv:2511.10289 (Music Flamingo).
 

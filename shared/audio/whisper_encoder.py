@@ -66,7 +66,7 @@ class WhisperEncoder(nn.Module):
         self.step_seconds = self.front_end.hop / self.front_end.rate * (4 if pool else 2)
 
     def token_counts(self, frames: Any) -> Any:
-        """How many tokens windows of so many real frames (a number or a tensor) become; with ``pool`` two become none."""
+        """How many tokens so many real frames (a number or a tensor) become; with ``pool`` two become none."""
         positions = (frames - 1) // 2 + 1
         return (positions - 2) // 2 + 1 if self.pool else positions
 

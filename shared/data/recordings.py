@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bestiary.shared.audio.files import read_audio
+from bestiary.shared.audio.files import read_audio, resample
 from bestiary.shared.core.errors import BadDataError, ConfigError
 from bestiary.shared.core.examples import Example
 from bestiary.shared.core.specs import DataSpec
@@ -154,6 +154,8 @@ class LibriVox(TestOnly):
         if bool(levels) != (accompaniment is not None):
             raise ConfigError("librivox: accompaniment and snr_db go together")
         self.accompaniment, self.levels = accompaniment, levels or [None]
+        if accompaniment is not None:
+            self.revision += f"+{accompaniment.revision}"
 
     def check(self) -> None:
         """Raise MissingDataError where the speech or the music was not fetched."""
@@ -183,33 +185,40 @@ class LibriVox(TestOnly):
         level = self.levels[which]
         speech = read_audio(path, self.rate)
         if level is not None:
-            speech = mixed(speech, self._music(number, len(speech)), float(level))
+            speech = mixed(speech, self._music(at, len(speech)), float(level))
         name = path.stem if level is None else f"{path.stem}-{level:g}db"
         return {
             "id": name,
-            "messages": _asked(speech, self.rate, "Transcribe the speech.", f"{name}:{self.rate}"),
+            "messages": _asked(speech, self.rate, "Transcribe the speech.", f"{self.revision}/{name}:{self.rate}"),
             "answer": words,
             "verifier": "exact_text",
             "meta": {"task": "transcription", "snr_db": level},
         }
 
-    def _music(self, number: int, length: int) -> np.ndarray:
-        """So many samples of held-out music, another piece for every sentence, repeated where it is short."""
+    def _music(self, sentence: int, length: int) -> np.ndarray:
+        """So many samples of held-out music: another piece for every sentence, repeated where it is short."""
         held_out = self.accompaniment.held_out("test")
-        content = held_out[(number * 7) % len(held_out)]["messages"][0]["content"]
-        audio = next(c for c in content if c["type"] == "audio")
-        if audio["rate"] != self.rate:
-            raise ConfigError(f"librivox: speech at {self.rate} Hz over music at {audio['rate']}")
-        return np.resize(audio["value"], length).astype(np.float32)
+        if not len(held_out):
+            raise BadDataError("librivox: the accompaniment has no test examples")
+        example = held_out[sentence * len(held_out) // len(self.sentences)]
+        audio = next((c for m in example["messages"] for c in m["content"] if c["type"] == "audio"), None)
+        if audio is None:
+            raise BadDataError(f"librivox: example {example['id']!r} of the accompaniment has no audio")
+        return np.resize(resample(audio["value"], audio["rate"], self.rate), length)
 
 
 def mixed(speech: np.ndarray, music: np.ndarray, snr_db: float) -> np.ndarray:
     """Speech over music, (N,) float32: the speech as loud as it was, the music ``snr_db`` decibels below it.
 
     Both levels are root mean squares over the whole. The sum is scaled down where it would clip.
+
+    Raises:
+        BadDataError: if the music is silent: it has no level.
     """
     loud, soft = (float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) for x in (speech, music))
-    gain = 0.0 if soft == 0 else loud / soft * 10 ** (-snr_db / 20)
+    if soft == 0:
+        raise BadDataError("speech cannot be mixed with silence at a level")
+    gain = loud / soft * 10 ** (-snr_db / 20)
     both = speech + gain * music
     return (both / max(1.0, float(np.abs(both).max()))).astype(np.float32)
 

@@ -18,7 +18,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def export(checkpoint: str, out: Path, dtype: str | None = None, shard_gb: float | str = 5.0) -> list[str]:
-    """Write the backbone of a checkpoint, or a whole audio-language model, its adapters merged, with config and tokenizer.
+    """Write a checkpoint's backbone, or a whole audio-language model, its adapters merged, with config and tokenizer.
 
     Args:
         checkpoint: a run folder or stage folder.

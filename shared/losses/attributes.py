@@ -55,7 +55,7 @@ class Attributes:
             media["features"] = covered(media["features"], media["lengths"], self.time_mask)
         logits = attribute_logits(model, media, batch_size(batch))
         total, metrics = torch.zeros((), device=media["features"].device), {}
-        for name, count in self.classes.items():
+        for name in self.classes:
             if f"class/{name}" not in values:
                 raise BadDataError(f"the data set does not say the attribute {name!r} of its clips")
             target = values[f"class/{name}"]

@@ -25,7 +25,8 @@ class FormatAndAnswer:
 
     An example says by its verifier which of the two it is: ``metadata`` is a description, anything else a question.
 
-    Paper: arXiv:2511.10289 (Music Flamingo), section on GRPO. The weights are not stated; their plain sum is the natural reading.
+    Paper: arXiv:2511.10289 (Music Flamingo), section on GRPO. The weights are not stated; the plain
+    sum is the natural reading.
 
     Args:
         format_weight, answer_weight: of the two parts.

@@ -1,5 +1,6 @@
 """Whisper tiny.en out of its CTranslate2 file: against CTranslate2 where it is fetched, and on files made here."""
 
+import math
 import struct
 
 import numpy as np
@@ -86,5 +87,5 @@ def test_it_says_what_ctranslate2_says(need_asset):
     encoder = whisper_tiny()
     items, total = encoder.preprocess((clip, 16000))
     tokens, _ = encoder(**items)
-    assert total == -(-(-(-len(clip) // 160)) // 2)
+    assert total == math.ceil(math.ceil(len(clip) / 160) / 2)
     assert np.abs(tokens.numpy() - wanted[:total]).max() < 1e-3
