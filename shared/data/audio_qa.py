@@ -207,7 +207,9 @@ class AudioQAJsonl:
             yield Fault(row.place, kind, " ".join(str(error).split())[:200])
 
     def _verifier(self, name: str) -> Verifier:
-        return self._verifiers.setdefault(name, make_verifier(name))
+        if name not in self._verifiers:
+            self._verifiers[name] = make_verifier(name)
+        return self._verifiers[name]
 
     def _described(self, row: Row) -> Example:
         """The example without its chat: what a verifier reads."""
