@@ -17,6 +17,7 @@ import numpy as np
 from bestiary.shared.core.errors import ConfigError
 from bestiary.shared.core.examples import Content, Example
 from bestiary.shared.core.streams import derive_seed
+from bestiary.shared.data.lazy import LazyExamples
 
 MODES = ("real", "silent", "swapped")
 TRIES = 100
@@ -41,7 +42,7 @@ def controlled(examples: Sequence[Example], mode: str = "real", seed: int = 0) -
     return Silent(examples) if mode == "silent" else Swapped(examples, seed)
 
 
-class Silent(Sequence[Example]):
+class Silent(LazyExamples):
     """The examples with zeros of the same length in place of each clip; ``meta["audio"]`` says ``silent``.
 
     Args:
@@ -54,13 +55,11 @@ class Silent(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return _replaced(self.examples[index], _silence, "silent")
+    def example(self, at: int) -> Example:
+        return _replaced(self.examples[at], _silence, "silent")
 
 
-class Swapped(Sequence[Example]):
+class Swapped(LazyExamples):
     """The examples, each clip replaced by that of another item; ``meta["audio"]`` says ``swapped``.
 
     Clips are told apart by the ``key`` of their content (one without a key is a clip of its own). The exchange is a
@@ -85,12 +84,9 @@ class Swapped(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        others = iter([self._donors[key] for key in self._keys[index]])
-        return _replaced(self.examples[index], lambda content: self._clip(*next(others)), "swapped")
+    def example(self, at: int) -> Example:
+        others = iter([self._donors[key] for key in self._keys[at]])
+        return _replaced(self.examples[at], lambda content: self._clip(*next(others)), "swapped")
 
     def _clip(self, item: int, place: int) -> Content:
         return list(_clips(self.examples[item]))[place]

@@ -18,6 +18,7 @@ from bestiary.shared.core.examples import Content, Example, Message
 from bestiary.shared.core.specs import DataSpec
 from bestiary.shared.core.streams import Stream
 from bestiary.shared.data.audio_qa_rows import Clip, Fault, Row, read_rows
+from bestiary.shared.data.lazy import LazyExamples
 from bestiary.shared.data.splits import SPLITS, split_of
 from bestiary.shared.data.user_files import regular_file
 from bestiary.shared.rl.protocols import Verifier
@@ -105,7 +106,7 @@ class AudioQAJsonl:
         """The rows of ``val`` or ``test``; audio is read when one is looked at."""
         if split not in ("val", "test"):
             raise ConfigError(f"audio_qa_jsonl holds out val and test, not {split!r}")
-        return _Lazy(self, self._rows(split, part), part)
+        return _Rows(self, self._rows(split, part), part)
 
     def _rows(self, split: str, part: str | None) -> list[Row]:
         if part not in PARTS:
@@ -289,7 +290,7 @@ def assign_splits(rows: Sequence[Row], root: Path) -> list[set[str]]:
     return [stated.get(top(name)) or {split_of(top(name))} for name in groups]
 
 
-class _Lazy(Sequence[Example]):
+class _Rows(LazyExamples):
     """Examples of rows, made when they are asked for."""
 
     def __init__(self, source: AudioQAJsonl, rows: Sequence[Row], part: str | None):
@@ -298,10 +299,8 @@ class _Lazy(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self._source._example(self._chosen[index], self._part)
+    def example(self, at: int) -> Example:
+        return self._source._example(self._chosen[at], self._part)
 
     @property
     def audio_keys(self) -> list[list[str]]:

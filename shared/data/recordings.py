@@ -16,6 +16,7 @@ from bestiary.shared.core.examples import Example
 from bestiary.shared.core.specs import DataSpec
 from bestiary.shared.core.streams import Stream
 from bestiary.shared.data.assets import asset_path, get_asset
+from bestiary.shared.data.lazy import LazyExamples
 
 SOUNDS = {
     "ambi": "ambience",
@@ -77,7 +78,7 @@ class TestOnly:
         raise NotImplementedError
 
 
-class Recordings(Sequence[Example]):
+class Recordings(LazyExamples):
     """The examples of a TestOnly data set, read when they are asked for."""
 
     def __init__(self, source: TestOnly):
@@ -86,12 +87,8 @@ class Recordings(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return self._source.example(index % len(self))
+    def example(self, at: int) -> Example:
+        return self._source.example(at)
 
 
 class SonicPi(TestOnly):

@@ -15,6 +15,7 @@ from bestiary.shared.core.errors import ConfigError
 from bestiary.shared.core.examples import Content, Example
 from bestiary.shared.core.specs import DataSpec
 from bestiary.shared.core.streams import Stream, derive_seed
+from bestiary.shared.data.lazy import LazyExamples
 from bestiary.shared.data.music.clips import (
     CLIPS,
     INSTRUMENTS,
@@ -236,7 +237,7 @@ class ScoreQA:
         return Example(id=f"{stage}-{name}", messages=messages, answer=answer, meta=meta)
 
 
-class HeldOut(Sequence[Example]):
+class HeldOut(LazyExamples):
     """Held-out examples, made when they are asked for.
 
     Args:
@@ -262,10 +263,8 @@ class HeldOut(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        number, task = self._rows[index]
+    def example(self, at: int) -> Example:
+        number, task = self._rows[at]
         clip = self.source.clip(self._clips, self.split, number)
         rng = np.random.default_rng(derive_seed("held-out", self.split, self.kind, task, number))
         return self.source._example(self.split, number, clip, self.stage, self.kind, task, rng)

@@ -15,6 +15,7 @@ from bestiary.shared.core.examples import Example
 from bestiary.shared.core.specs import DataSpec
 from bestiary.shared.core.streams import Stream
 from bestiary.shared.data.audio_controls import MODES, controlled
+from bestiary.shared.data.lazy import LazyExamples
 from bestiary.shared.data.music_benchmarks.records import AudioFolder, report
 
 LETTERS = "ABCDEFGHIJ"
@@ -227,7 +228,7 @@ class Benchmark:
         return None
 
 
-class Items(Sequence[Example]):
+class Items(LazyExamples):
     """Items as examples; audio is read when one is asked for.
 
     Args:
@@ -246,10 +247,8 @@ class Items(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        item = self.items[index]
+    def example(self, at: int) -> Example:
+        item = self.items[at]
         content: list[Any] = [
             {
                 "type": "audio",
