@@ -81,10 +81,6 @@ class MusicFlamingo(CausalLM):
         audio = Modality(self.encoder.preprocess, self.sound_id, before, after, self._features)
         return MediaProcessor(self.backbone.tokenizer, max_len, {"audio": audio})
 
-    def forget_features(self) -> None:
-        """Drop the kept features: those of another encoder are worth nothing."""
-        self._features = FeatureCache(self._features.limit)
-
     def encode_audio(self, media: Media) -> torch.Tensor:
         """Windows of clips to projected tokens.
 

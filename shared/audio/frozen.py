@@ -76,7 +76,4 @@ def freeze_encoder(model: nn.Module) -> nn.Module:
         raise ConfigError("freeze_encoder: the model has no encoder of audio")
     if not isinstance(encoder, FrozenEncoder):
         model.encoder = FrozenEncoder(encoder)
-        clear = getattr(model, "forget_features", None)
-        if callable(clear):
-            clear()
     return model

@@ -6,6 +6,7 @@ Shapes: W windows, M mel bins, T frames, P positions after the convolutions, D w
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,7 +75,7 @@ class WhisperEncoder(nn.Module):
         """Features of one clip.
 
         Args:
-            raw: samples (n,) and their rate.
+            raw: samples (n,) and their rate; what is beyond the front end's longest is left out, with a warning.
 
         Returns:
             ``features`` (W, M, T), ``lengths``, ``counts`` and ``window`` (W,): real frames, tokens, and the window's
@@ -88,6 +89,13 @@ class WhisperEncoder(nn.Module):
             raise BadDataError(
                 f"audio at {rate} Hz, and the front end takes {self.front_end.rate}: resample it where it is read "
                 "(bestiary.shared.audio.files.read_audio does)"
+            )
+        if self.front_end.is_cut(samples.shape[-1]):
+            # Without the clip's own length, so that it is said once and not for every clip.
+            longest = f"{self.front_end.max_windows * self.front_end.window_seconds:g} s"
+            warnings.warn(
+                f"clips over {longest} are cut: the encoder hears no more of them (encoder.front_end.max_seconds)",
+                stacklevel=2,
             )
         features, lengths = self.front_end(samples)
         counts = self.token_counts(lengths)

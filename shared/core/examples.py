@@ -12,7 +12,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 import numpy as np
 import torch
 
-from bestiary.shared.core.errors import BadDataError
+from bestiary.shared.core.errors import BadDataError, ConfigError
 
 IGNORE_INDEX = -100
 """The label value of tokens that carry no loss."""
@@ -158,6 +158,24 @@ def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
         else:
             out[key] = value[index.to(value.device)] if isinstance(value, torch.Tensor) else value
     return out  # type: ignore[return-value]
+
+
+def split_rows(batch: Batch, size: int | None) -> list[Batch]:
+    """A batch in consecutive parts of at most ``size`` rows; None leaves it whole.
+
+    Args:
+        batch: a seg or lm batch.
+        size: rows of a part.
+
+    Raises:
+        ConfigError: for parts of no rows.
+    """
+    rows = batch_size(batch)
+    if size is not None and size < 1:
+        raise ConfigError(f"micro_batch must be 1 or more, or null for the whole step, not {size}")
+    if size is None or rows <= size:
+        return [batch]
+    return [select_rows(batch, range(start, min(start + size, rows))) for start in range(0, rows, size)]
 
 
 def _select_media(media: Media, rows: torch.Tensor) -> Media:

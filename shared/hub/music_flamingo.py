@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bestiary.shared.audio.frozen import FrozenEncoder
 from bestiary.shared.core.errors import BadDataError, ConfigError, require
 from bestiary.shared.hub.stored import stored_tensors
 
@@ -183,13 +184,13 @@ def save_pretrained(model: Any, out: Path, dtype: torch.dtype | None = None, sha
     """
     if not hasattr(model.backbone, "lm"):
         raise ConfigError("transformers' Music Flamingo has one of its own decoders, and this backbone is none")
-    if (model.rotary_time is None) == model.boundaries or not model.encoder.pool:
+    if (model.rotary_time is None) == model.boundaries or not encoder_of(model).pool:
         raise ConfigError(
             "transformers has Music Flamingo (rotary time and boundaries) and Audio Flamingo 3 (neither), with a pool "
             "in the encoder; this model is between them"
         )
     out.mkdir(parents=True, exist_ok=True)
-    state = dict(model.state_dict())
+    state = state_of(model)
     if model.backbone.lm.config.tie_word_embeddings:
         # The class has no tied weights: the head is written as a copy.
         state["backbone.lm.lm_head.weight"] = state["backbone.lm.model.embed_tokens.weight"].clone()
@@ -200,9 +201,20 @@ def save_pretrained(model: Any, out: Path, dtype: torch.dtype | None = None, sha
         model.backbone.tokenizer.hf.save_pretrained(out)
 
 
+def encoder_of(model: Any) -> Any:
+    """A model's encoder, out of its freezer where it is in one."""
+    return model.encoder.encoder if isinstance(model.encoder, FrozenEncoder) else model.encoder
+
+
+def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors that the released files have: a frozen encoder's as an encoder's, and no attribute heads."""
+    named = ((name.replace("encoder.encoder.", "encoder.", 1), value) for name, value in model.state_dict().items())
+    return {name: value for name, value in named if not name.startswith("attribute_heads.")}
+
+
 def config_of(model: Any, dtype: torch.dtype | None = None) -> dict[str, Any]:
     """config.json of transformers for a MusicFlamingo."""
-    encoder, rotary = model.encoder, model.rotary_time
+    encoder, rotary = encoder_of(model), model.rotary_time
     layers = len(encoder.layers)
     kind = dtype or next(model.parameters()).dtype
     config: dict[str, Any] = {

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bestiary.shared.core.errors import BadDataError, ConfigError
-from bestiary.shared.core.examples import IGNORE_INDEX, Batch, batch_size, select_rows
+from bestiary.shared.core.examples import IGNORE_INDEX, Batch, batch_size, split_rows
 from bestiary.shared.core.protocols import Loss, StepContext
 
 
@@ -43,9 +43,7 @@ class Attributes:
 
     def micro_batches(self, batch: Batch) -> list[Batch]:
         """Parts of at most ``micro_batch`` clips."""
-        rows = batch_size(batch)
-        size = self.micro_batch or rows
-        return [select_rows(batch, range(i, min(i + size, rows))) for i in range(0, rows, size)]
+        return split_rows(batch, self.micro_batch)
 
     def loss(self, model: nn.Module, batch: Batch, ctx: StepContext) -> Loss:
         """Summed over clips; a term is a clip."""

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bestiary.shared.core.errors import ConfigError
-from bestiary.shared.core.examples import Batch, batch_size, select_rows
+from bestiary.shared.core.examples import Batch, split_rows
 from bestiary.shared.core.protocols import Loss, StepContext
 
 
@@ -47,6 +47,4 @@ class BradleyTerry:
 
     def micro_batches(self, batch: Batch) -> list[Batch]:
         """Consecutive pairs, ``micro_batch`` at a time."""
-        rows = batch_size(batch)
-        size = 2 * self.micro_batch if self.micro_batch else max(rows, 1)
-        return [select_rows(batch, range(i, min(i + size, rows))) for i in range(0, rows, size)]
+        return split_rows(batch, None if self.micro_batch is None else 2 * self.micro_batch)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bestiary.shared.core.examples import IGNORE_INDEX, Batch, batch_size, select_rows
+from bestiary.shared.core.examples import IGNORE_INDEX, Batch, split_rows
 from bestiary.shared.core.protocols import Loss, StepContext
 
 
@@ -59,9 +59,7 @@ class CausalLM:
 
     def micro_batches(self, batch: Batch) -> list[Batch]:
         """Consecutive rows, ``micro_batch`` at a time."""
-        rows = batch_size(batch)
-        size = self.micro_batch or rows
-        return [select_rows(batch, range(i, min(i + size, rows))) for i in range(0, rows, size)]
+        return split_rows(batch, self.micro_batch)
 
 
 def next_token_loss(

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bestiary.shared.core.errors import ConfigError
-from bestiary.shared.core.examples import Batch, batch_size, select_rows
+from bestiary.shared.core.examples import Batch, split_rows
 from bestiary.shared.core.protocols import Loss, Output, StepContext
 
 
@@ -61,8 +61,7 @@ class Segmentation:
 
     def micro_batches(self, batch: Batch) -> list[Batch]:
         """The batch in pieces of ``micro_batch`` samples."""
-        n, step = batch_size(batch), self.micro_batch or batch_size(batch)
-        return [batch] if n <= step else [select_rows(batch, range(i, min(i + step, n))) for i in range(0, n, step)]
+        return split_rows(batch, self.micro_batch)
 
     def loss(self, model: nn.Module, batch: Batch, ctx: StepContext) -> Loss:
         """Run the model and compare its outputs with the label.

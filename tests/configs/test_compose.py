@@ -1,6 +1,7 @@
 """Every option composes with some project, every project composes, and which file wins."""
 
 import itertools
+import re
 
 import pytest
 from omegaconf import OmegaConf
@@ -70,12 +71,14 @@ def test_every_experiment(name):
 
 @pytest.mark.parametrize("project", PROJECTS)
 def test_the_default_dataset_has_laptop_sizes(project):
-    _, choices = compose([f"+project={project}"])
+    cfg, choices = compose([f"+project={project}"])
     file = conf_dir() / "tuned" / project / choices["recipe"] / f"{choices['dataset']}.yaml"
     assert file.is_file(), file
     sizes = OmegaConf.load(file).recipe
-    assert "steps" in sizes
-    assert "batch_size" in sizes or "prompts_per_step" in sizes
+    # Every size that the recipe has as a knob, its stages' too.
+    knobs = [key for key in cfg.recipe if re.search(r"(^|_)(steps|batch_size|prompts_per_step)$", key)]
+    assert knobs
+    assert [key for key in knobs if key not in sizes] == []
 
 
 @pytest.mark.parametrize("project", PROJECTS)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from bestiary.projects.music_flamingo.model import MusicFlamingo
+from bestiary.shared.audio.frozen import freeze_encoder
 from bestiary.shared.audio.mel import LogMel
 from bestiary.shared.audio.whisper_encoder import WhisperEncoder
 from bestiary.shared.core.errors import BadDataError, ConfigError
@@ -13,6 +14,7 @@ from bestiary.shared.hub.music_flamingo import our_name, save_pretrained
 from bestiary.shared.language.hf_causal_lm import HFCausalLM
 from bestiary.shared.language.hybrid.config import HybridConfig
 from bestiary.shared.language.hybrid.model import HybridLM
+from bestiary.shared.losses.attributes import add_attribute_heads
 from bestiary.shared.losses.causal_lm import CausalLM as Objective
 
 pytest.importorskip("torchaudio")
@@ -97,6 +99,24 @@ def test_logits_are_transformers_both_ways(music, tmp_path):
     save_pretrained(model, tmp_path / "ours")
     back = type(net).from_pretrained(tmp_path / "ours").eval()
     assert theirs(back, batch, CLIPS)[seen].sub(wanted[seen]).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_a_trained_model_with_a_frozen_encoder_and_heads_is_written_as_a_plain_one(tmp_path):
+    model, trained = flamingo(), flamingo()
+    trained = freeze_encoder(add_attribute_heads(trained, {"instrument": 3}))
+    trained.load_state_dict(
+        {
+            n.replace("encoder.", "encoder.encoder.", 1) if n.startswith("encoder.") else n: v
+            for n, v in model.state_dict().items()
+        },
+        strict=False,
+    )
+    save_pretrained(trained, tmp_path)
+    batch = model.processor()(CLIPS, "prompt")
+    back = transformers.MusicFlamingoForConditionalGeneration.from_pretrained(tmp_path).eval()
+    seen = batch["attention_mask"].bool()
+    assert theirs(back, batch, CLIPS)[seen].sub(model(batch).logits[seen]).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The encoder against transformers' Whisper and AF-Whisper, on the same weights."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -93,6 +95,16 @@ def test_recomputing_layers_changes_no_gradient():
         tokens.square().sum().backward()
         grads.append(model.conv1.weight.grad)
     torch.testing.assert_close(*grads)
+
+
+def test_a_clip_over_the_longest_is_cut_aloud():
+    hears = encoder(True)
+    with pytest.warns(UserWarning, match="clips over 10 s are cut"):
+        items, _ = hears.preprocess((np.zeros(160001, np.float32), 16000))
+    assert len(items["lengths"]) == 10
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hears.preprocess((np.zeros(160000, np.float32), 16000))
 
 
 def test_a_frozen_encoder_gives_the_same_tokens_and_is_never_trained():

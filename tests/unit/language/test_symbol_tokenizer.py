@@ -21,7 +21,7 @@ def test_it_is_a_tokenizer_by_name():
     assert isinstance(tokenizer, Tokenizer)
     assert tokenizer.key == "symbols:0123456789+="
     assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.stop_ids, tokenizer.vocab_size) == (PAD, EOS, (EOS,), 14)
-    with pytest.raises(ConfigError, match="there is: byte, symbols:…, smollm2"):
+    with pytest.raises(ConfigError, match="there is: byte, symbols:…, words:…, smollm2"):
         load_tokenizer("symbol")
 
 
