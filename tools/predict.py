@@ -2,10 +2,12 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from bestiary.shared.core.command_line import short_answers, split_arguments
+from bestiary.shared.core.errors import ConfigError
 
 
 def main() -> None:
@@ -16,13 +18,34 @@ def main() -> None:
     from bestiary.shared.core.device import pick_device
 
     inputs = [cfg.inputs] if isinstance(cfg.inputs, str) else list(cfg.inputs)
+    if not all(inputs):
+        # The empty path is the folder that one stands in.
+        raise ConfigError("inputs= holds an empty path: give files, with commas between and none at the end")
+    given = options(cfg)
     folder = find_checkpoint(cfg.checkpoint)
     model, _ = load_checkpoint(folder)
     out = Path(cfg.out) if cfg.out else Path.cwd() / "predictions"
-    given = {name: cfg[name] for name in ("question", "facts", "max_new_tokens") if cfg[name] is not None}
     check_arguments(type(model).predict, given, f"checkpoint={cfg.checkpoint}")
     for path in model.to(pick_device(cfg.device)).predict([Path(p).expanduser() for p in inputs], out, **given):
         print(path)
+
+
+def options(cfg: Any) -> dict[str, Any]:
+    """What was given of the arguments that not every model takes, as what they are and not as texts.
+
+    Raises:
+        ConfigError: for another kind of value.
+    """
+    given: dict[str, Any] = {n: cfg[n] for n in ("question", "facts", "max_new_tokens") if cfg[n] not in (None, "null")}
+    if "facts" in given:
+        if given["facts"].lower() not in ("true", "false"):
+            raise ConfigError(f"facts is true or false, not {given['facts']!r}")
+        given["facts"] = given["facts"].lower() == "true"
+    if "max_new_tokens" in given:
+        if not given["max_new_tokens"].isdecimal() or int(given["max_new_tokens"]) < 1:
+            raise ConfigError(f"max_new_tokens is a whole number, 1 or more, not {given['max_new_tokens']!r}")
+        given["max_new_tokens"] = int(given["max_new_tokens"])
+    return given
 
 
 if __name__ == "__main__":

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
+import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bestiary.shared.audio.files import SUFFIXES, read_audio
+from bestiary.shared.audio.files import SUFFIXES, duration, read_audio
 from bestiary.shared.core.errors import BadDataError, ConfigError
-from bestiary.shared.core.examples import Example
+from bestiary.shared.core.examples import Example, select_rows
 from bestiary.shared.core.protocols import Sampling
 from bestiary.shared.language.causal_lm import move
+from bestiary.shared.language.generate import Generation, check_sampling
+from bestiary.shared.language.media_processor import FeatureCache, scatter_media
 from bestiary.shared.rl.rewards.extract import after_think, last_tag
 
 DESCRIBE = "Describe this music."
@@ -45,11 +50,12 @@ def predict(
     Args:
         model: a MusicFlamingo.
         inputs: audio files (wav, mp3, flac …), folders of them, or .jsonl files with lines
-            ``{"audio": FILE, "question": …}`` (paths as seen from the file).
+            ``{"audio": FILE, "question": …}`` (paths as seen from the file). Of a clip longer than the front end's
+            longest, its beginning is heard, with a warning.
         out_dir: ``answers.jsonl`` goes there, a line a question, or ``facts.jsonl``, a line a file.
         question: what is asked of each file; None is :data:`DESCRIBE`.
         facts: ask :data:`FACTS` instead and write one record a file, its fields always the same. A field whose answer
-            has not the form of an answer is null; what the model said of it stands under ``said``.
+            has not the form of an answer is null, any other a text; what the model said of each is under ``said``.
         max_new_tokens: longest answer; None is the model's own.
 
     Returns:
@@ -57,22 +63,28 @@ def predict(
 
     Raises:
         BadDataError: for a file that is not there or no audio, before any question is asked.
-        ConfigError: for a question beside ``facts``.
+        ConfigError: for a question beside ``facts``, an empty question, or answers without length.
     """
     if facts and question is not None:
         raise ConfigError("facts=true asks its own questions: leave question= out")
+    if question is not None and not question.strip():
+        raise ConfigError("question= is empty: say what to ask, or leave it out")
+    sampling = check_sampling(Sampling(model.max_new_tokens if max_new_tokens is None else max_new_tokens))
     asked = [row for path in inputs for row in questions_of(Path(path), question or DESCRIBE, facts)]
     if not asked:
         raise BadDataError(f"no audio file in {', '.join(map(str, inputs))}; endings are {', '.join(SUFFIXES)}")
+    longest = seconds_heard(model)
     for audio in dict.fromkeys(row["audio"] for row in asked):
         read_audio(audio, 16000, 0.0, 0.1)  # a header may lie: something must come out
+        if (length := duration(audio)) > longest:
+            warnings.warn(f"{audio} has {length:g} s, and the model hears the first {longest:g} s", stacklevel=2)
     out_dir.mkdir(parents=True, exist_ok=True)
     file = out_dir / ("facts.jsonl" if facts else "answers.jsonl")
-    sampling = Sampling(max_new_tokens or model.max_new_tokens)
-    fields = len(FACTS) if facts else 1
-    with open(file, "w") as handle:
-        for start in range(0, len(asked), fields if facts else BATCH):
-            rows = asked[start : start + (fields if facts else BATCH)]
+    size = len(FACTS) if facts else BATCH
+    # A file's name may hold bytes that are no characters.
+    with open(file, "w", encoding="utf-8", errors="backslashreplace") as handle:
+        for start in range(0, len(asked), size):
+            rows = asked[start : start + size]
             texts = answers(model, rows, sampling)
             lines = [record(rows, texts)] if facts else [answered(r, t) for r, t in zip(rows, texts, strict=True)]
             for line in lines:
@@ -80,10 +92,15 @@ def predict(
     return [file]
 
 
+def seconds_heard(model: Any) -> float:
+    """The longest clip that the model's front end does not cut."""
+    return model.encoder.front_end.max_windows * model.encoder.front_end.window_seconds
+
+
 def questions_of(path: Path, question: str, facts: bool) -> Iterator[dict[str, str]]:
     """``{audio, question}`` rows of one input, with ``field`` where a record is asked for."""
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     elif path.suffix.lower() == ".jsonl":
         if facts:
             raise ConfigError(f"{path} brings its own questions: leave facts=true out")
@@ -104,13 +121,17 @@ def read_questions(path: Path, question: str) -> Iterator[dict[str, str]]:
     """Rows of a .jsonl file; one without a question is asked ``question``."""
     if not path.is_file():
         raise BadDataError(f"{path}: there is no such file")
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise BadDataError(f"{path} is not UTF-8 text: {error}") from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             audio, text = row["audio"], row.get("question", question)
-            if not (isinstance(audio, str) and isinstance(text, str)):
+            if not all(isinstance(value, str) and value.strip() for value in (audio, text)):
                 raise TypeError("audio and question are texts")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadDataError(
@@ -121,20 +142,40 @@ def read_questions(path: Path, question: str) -> Iterator[dict[str, str]]:
 
 @torch.no_grad()
 def answers(model: Any, rows: Sequence[dict[str, str]], sampling: Sampling) -> list[str]:
-    """What the model says to each row."""
-    rate = model.encoder.front_end.rate
-    clips: dict[str, Any] = {}
+    """What the model says to each row. A clip is read and encoded once, however many rows ask about it."""
+    front_end = model.encoder.front_end
+    clips = list(dict.fromkeys(row["audio"] for row in rows))
+    heard = {clip: read_audio(clip, front_end.rate, 0.0, seconds_heard(model)) for clip in clips}
     examples: list[Example] = []
     for at, row in enumerate(rows):
-        if row["audio"] not in clips:
-            clips[row["audio"]] = read_audio(row["audio"], rate)
         content: Any = [
-            {"type": "audio", "value": clips[row["audio"]], "rate": rate},
+            {"type": "audio", "value": heard[row["audio"]], "rate": front_end.rate, "key": row["audio"]},
             {"type": "text", "value": row["question"]},
         ]
         examples.append({"id": f"{row['audio']}#{at}", "messages": [{"role": "user", "content": content}]})
-    batch = move(model.processor()(examples, "prompt"), next(model.parameters()).device)
-    return model.generate(batch, 1, sampling).texts
+    processor = model.processor()
+    audio = replace(processor.modalities["audio"], cache=FeatureCache(sys.maxsize))
+    processor = replace(processor, modalities={"audio": audio})
+    batch = move(processor(examples, "prompt"), next(model.parameters()).device)
+    places = [clips.index(row["audio"]) for row in rows]
+    return Generation(model.backbone, batch, 1, sampling, inputs_embeds=embedded(model, batch, places)).rollout().texts
+
+
+def embedded(model: Any, batch: Any, clips: Sequence[int]) -> torch.Tensor:
+    """The embedded prompts (B, T, D), as the model embeds them, but each clip encoded once.
+
+    Args:
+        model: a MusicFlamingo.
+        batch: prompts with one clip each.
+        clips: the number of each row's clip, from 0 in the order of their first rows.
+    """
+    firsts = [clips.index(clip) for clip in range(max(clips) + 1)]
+    media: Any = select_rows(batch, firsts)["media"]["audio"]  # type: ignore[typeddict-item]
+    counts = torch.zeros(len(firsts), dtype=torch.long, device=media["counts"].device)
+    counts.index_add_(0, media["owner"], media["counts"])
+    tokens = model.encode_audio(media).split(counts.tolist())
+    embeds = model.backbone.embed(batch["input_ids"])
+    return scatter_media(embeds, batch["input_ids"], model.sound_id, torch.cat([tokens[clip] for clip in clips]))
 
 
 def answered(row: dict[str, str], text: str) -> dict[str, Any]:
