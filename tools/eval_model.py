@@ -1,4 +1,7 @@
-"""Evaluate: python tools/eval_model.py checkpoint=RUN_OR_STAGE_FOLDER [split=test] [dataset.root=… key=value …]."""
+"""Evaluate: python tools/eval_model.py checkpoint=RUN_OR_STAGE_FOLDER [split=test] [dataset.root=… key=value …].
+
+Another data set, by the rules of a benchmark: … dataset=mmau dataset.root=FOLDER protocol=mmau [audio=silent].
+"""
 
 import sys
 from pathlib import Path
@@ -9,8 +12,8 @@ from bestiary.shared.core.command_line import short_answers, split_arguments
 
 
 def main() -> None:
-    """Score a checkpoint with its run's own protocols; arguments that conf/eval.yaml does not have change the run's
-    stored config.
+    """Score a checkpoint with its run's own protocols, or with one of conf/protocol; arguments that conf/eval.yaml does
+    not have change the run's stored config.
     """
     cfg, overrides = split_arguments("eval", sys.argv[1:])
     from bestiary.shared.core.train import evaluate_checkpoint

@@ -24,6 +24,7 @@ from bestiary.shared.core.checkpoint import (
     write_json,
 )
 from bestiary.shared.core.config import check_choices, compose, conf_dir, differences, resolved
+from bestiary.shared.core.config import options as option_names
 from bestiary.shared.core.device import pick_device
 from bestiary.shared.core.errors import BadDataError, ConfigError
 from bestiary.shared.core.estimate import refuse_what_cannot_fit
@@ -244,12 +245,17 @@ def change(cfg: DictConfig, override: str, composed_from: list[str]) -> None:
         return
     if "." not in key:
         raise ConfigError(f"{override}: dataset=NAME or a value of the stored config (dataset.root=…) can be changed")
+    set_value(cfg, key, text, "the stored config")
+
+
+def set_value(cfg: DictConfig, key: str, text: str, name: str) -> None:
+    """Set one value of a config, given as YAML; a key that ``name`` does not have is a ConfigError."""
     try:
         OmegaConf.update(cfg, key, OmegaConf.create(f"x: {text}").x)
     except OmegaConfBaseException as error:
         parent = OmegaConf.select(cfg, key.rpartition(".")[0])
         known = list(parent) if isinstance(parent, DictConfig) else []
-        raise ConfigError(f"the stored config has no key {key!r}{nearest(key.rpartition('.')[2], known)}") from error
+        raise ConfigError(f"{name} has no key {key!r}{nearest(key.rpartition('.')[2], known)}") from error
 
 
 def check_same_net(stored: Structure, wanted: Structure) -> None:
@@ -279,16 +285,53 @@ def evaluate_checkpoint(options: Any, overrides: list[str]) -> dict[str, float]:
     """
     if options.split not in ("val", "test"):
         raise ConfigError(f"split={options.split}: a data set holds out val and test")
-    model, source, cfg, changed = load_run(options.checkpoint, overrides)
+    ours = [text for text in overrides if not text.startswith("protocol.")]
+    model, source, cfg, changed = load_run(options.checkpoint, ours)
+    evaluations = asked_evaluations(options, cfg, [text for text in overrides if text not in ours])
     for line in changed[:10]:
         print(f"differs from today's conf/ (the stored value is used): {line}", flush=True)
     debug = dict(cfg.get("debug") or {})
     model.to(pick_device(options.device))
-    values = evaluate_all(model, source, read_evaluations(cfg), options.split, debug.get("max_held_out"))
+    values = evaluate_all(model, source, evaluations, options.split, debug.get("max_held_out"))
     if not values:
         raise BadDataError(f"the {options.split} part of this data set is empty")
     width = max(len(name) for name in values)
     for name, value in values.items():
         print(f"{name:<{width}}  {value:.4f}")
-    write_json(find_checkpoint(options.checkpoint) / f"eval_{options.split}.json", values)
+    # Other numbers than the run's own get a file of their own.
+    other = [text.partition("=")[2] for text in ours if text.startswith("dataset=")]
+    names = [*other, options.protocol, (options.part or "").replace("/", "-"), options.audio.replace("real", "")]
+    file = "_".join(["eval", options.split, *filter(None, names)])
+    write_json(find_checkpoint(options.checkpoint) / f"{file}.json", values)
     return values
+
+
+def asked_evaluations(options: Any, cfg: DictConfig, changes: list[str]) -> dict[str, tuple[Any, str | None]]:
+    """The run's own protocols, or the one that is asked for, on the audio that is asked for.
+
+    Args:
+        options: conf/eval.yaml with its arguments. cfg: the run's config. changes: ``protocol.key=value``, each.
+
+    Raises:
+        ConfigError: for a protocol, a key or a kind of audio that is not there.
+    """
+    if options.protocol is None:
+        if options.part is not None or changes:
+            raise ConfigError(f"{changes[0] if changes else 'part='} goes with protocol=NAME, and there is none")
+        evaluations = read_evaluations(cfg)
+    else:
+        known = option_names("protocol")
+        if options.protocol not in known:
+            near = nearest(options.protocol, known)
+            raise ConfigError(f"there is no protocol {options.protocol!r}{near}; there are: {', '.join(known)}")
+        file = conf_dir() / "protocol" / f"{options.protocol}.yaml"
+        node = OmegaConf.create({"protocol": OmegaConf.load(file)})
+        OmegaConf.set_struct(node, True)
+        for change_of in changes:
+            key, _, text = change_of.partition("=")
+            set_value(node, key, text, f"conf/protocol/{file.name}")
+        evaluations = {options.protocol: (build(node)["protocol"], options.part)}
+    if options.audio == "real":
+        return evaluations
+    controlled = {"_target_": "bestiary.shared.metrics.audio_controlled.AudioControlled", "audio": options.audio}
+    return {name: (build({**controlled, "protocol": own}), part) for name, (own, part) in evaluations.items()}

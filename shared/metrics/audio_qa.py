@@ -109,7 +109,7 @@ class AudioQA:
             return out
         items: dict[str, list[tuple[Example, Read]]] = {}
         for example, read in counted:
-            items.setdefault(str(example["meta"].get("item", example["id"])), []).append((example, read))
+            items.setdefault(str((example.get("meta") or {}).get("item", example["id"])), []).append((example, read))
         means = [sum(read.right for _, read in folds) / len(folds) for folds in items.values()]
         out["accuracy"] = sum(read.right for _, read in counted) / len(counted)
         folded = len(items) < len(counted)

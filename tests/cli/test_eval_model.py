@@ -47,6 +47,17 @@ def test_overrides_change_what_is_scored(tool, copy):
     assert numbers(job.stdout)["test/prompts"] == 5
 
 
+def test_another_protocol_in_a_file_of_its_own(tool, copy):
+    before = (copy / "stages" / "chat" / "eval_test.json").read_text()
+    job = tool("eval_model", f"checkpoint={copy}", "protocol=label", "part=chat", "protocol.batch_size=2")
+    assert job.returncode == 0, job.stderr
+    stored = json.loads((copy / "stages" / "chat" / "eval_test_label_chat.json").read_text())
+    assert 0 <= stored["test/accuracy"] <= 1
+    assert "test/macro_f1" in stored
+    assert "test/bits_per_byte" not in stored
+    assert (copy / "stages" / "chat" / "eval_test.json").read_text() == before
+
+
 def test_the_stored_config_wins_and_differences_are_listed(tool, copy):
     file = copy / "config.yaml"
     text = file.read_text()
@@ -78,6 +89,15 @@ def test_a_stored_config_is_checked(tool, copy, short, tmp_path):
         (["checkpoint=RUN", "split=tset"], ["split=tset"]),
         (["checkpoint=RUN", "split=train"], ["split=train"]),
         (["checkpoint=RUN", "device=gpuu"], ["device=gpuu"]),
+        (["checkpoint=RUN", "protocol=mmaw"], ["no protocol 'mmaw'", "did you mean 'mmau'"]),
+        (
+            ["checkpoint=RUN", "protocol=mmau", "protocol.matchr=label"],
+            ["mmau.yaml has no key", "did you mean 'matcher'"],
+        ),
+        (["checkpoint=RUN", "protocol=mmau", "protocol.matcher=lable"], ["no matcher 'lable'", "did you mean 'label'"]),
+        (["checkpoint=RUN", "protocol.matcher=label"], ["protocol.matcher=label goes with protocol=NAME"]),
+        (["checkpoint=RUN", "part=rl"], ["part= goes with protocol=NAME"]),
+        (["checkpoint=RUN", "audio=silence"], ["audio is real, silent, swapped, not 'silence'"]),
         (["checkpoint=RUN", "dataset.windw=3"], ["no key 'dataset.windw'", "did you mean 'window'"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
