@@ -17,7 +17,8 @@ from bestiary.shared.losses.attributes import attribute_logits
 class AttributeAccuracy:
     """Accuracy of each linear head (:mod:`bestiary.shared.losses.attributes`) and their mean.
 
-    Clips without an attribute do not count for it. A model without heads has nothing to score.
+    An example counts for an attribute if it has a clip and says its class (a number, 0 or more). A model without heads
+    has nothing to score.
 
     Args:
         batch_size: clips at once.
@@ -45,10 +46,15 @@ class AttributeAccuracy:
         for start in range(0, len(examples), self.batch_size):
             chunk = [examples[i] for i in range(start, min(start + self.batch_size, len(examples)))]
             batch = move(processor(chunk, "eval"), device)
-            for name, logits in attribute_logits(model, batch["media"]["audio"], len(chunk)).items():
+            media = batch["media"].get("audio")
+            if media is None:
+                continue
+            heard = torch.zeros(len(chunk), dtype=torch.bool, device=device)
+            heard[media["owner"]] = True
+            for name, logits in attribute_logits(model, media, len(chunk)).items():
                 target = batch.get(f"class/{name}")
                 if target is not None:
-                    known = target >= 0
+                    known = heard & (target >= 0)
                     right[name] = right.get(name, 0) + int((logits.argmax(-1) == target)[known].sum())
                     count[name] = count.get(name, 0) + int(known.sum())
         if not sum(count.values()):
