@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -143,11 +144,18 @@ class LibriVox(TestOnly):
         rate: samples a second.
         accompaniment: a data set whose held-out audio is played under the speech (a node of conf/dataset), or None.
         snr_db: level of the speech over the music, in decibels; a list makes an example of every sentence at each.
+
+    Raises:
+        ConfigError: for levels without music or music without levels, and levels that are no numbers or come twice.
     """
 
-    def __init__(self, rate: int = 16000, accompaniment: Any = None, snr_db: Sequence[float] | float = ()):
+    def __init__(self, rate: int = 16000, accompaniment: Any = None, snr_db: Sequence[float] | float | None = None):
         super().__init__("librivox", "pocketsphinx_testdata", rate)
-        levels = [snr_db] if isinstance(snr_db, int | float) else list(snr_db)
+        given = [] if snr_db is None else snr_db
+        levels = [given] if isinstance(given, int | float | str) else list(given)
+        numbers = all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in levels)
+        if not numbers or len(set(levels)) < len(levels):
+            raise ConfigError(f"librivox: snr_db is a number of decibels or a list of different ones, not {snr_db!r}")
         if bool(levels) != (accompaniment is not None):
             raise ConfigError("librivox: accompaniment and snr_db go together")
         self.accompaniment, self.levels = accompaniment, levels or [None]

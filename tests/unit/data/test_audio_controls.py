@@ -75,6 +75,16 @@ def test_another_seed_swaps_otherwise():
     ]
 
 
+def test_the_exchange_depends_on_the_clips_and_not_on_their_order():
+    examples = [example(str(n), n) for n in range(20)]
+    there = [heard(e)[0] for e in controlled(examples, "swapped", 5)]
+    back = [heard(e)[0] for e in controlled(examples[::-1], "swapped", 5)][::-1]
+    assert back == there
+    # A slice is exchanged as the whole is, and the examples themselves stay as they were.
+    assert [heard(e)[0] for e in controlled(examples, "swapped", 5)[3:6]] == there[3:6]
+    assert [heard(e)[0] for e in examples] == list(range(20))
+
+
 def test_questions_about_one_clip_share_another():
     examples = [example("a", 1), example("b", 1), example("c", 2)]
     assert [heard(e) for e in controlled(examples, "swapped")] == [[2], [2], [1]]

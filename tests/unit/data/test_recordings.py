@@ -5,9 +5,10 @@ import pytest
 
 from bestiary.shared.audio.files import read_audio
 from bestiary.shared.core.build import build
-from bestiary.shared.core.errors import BadDataError, ConfigError
+from bestiary.shared.core.errors import BadDataError, ConfigError, MissingDataError
 from bestiary.shared.core.protocols import DataSource
 from bestiary.shared.core.streams import Stream
+from bestiary.shared.data import recordings
 from bestiary.shared.data.recordings import SOUNDS, LibriVox, SonicPi, mixed
 from bestiary.shared.rl.rewards.registry import make_verifier
 
@@ -173,3 +174,77 @@ def test_an_accompaniment_without_clips_is_named(need_asset):
     need_asset("pocketsphinx_testdata")
     with pytest.raises(BadDataError, match="no test examples"):
         LibriVox(accompaniment=Music(0), snr_db=3).held_out("test")[0]
+
+
+@pytest.fixture
+def assets(tmp_path, monkeypatch):
+    """A folder in the place of the assets', with two sentences of one tone each and three sounds."""
+    soundfile = pytest.importorskip("soundfile")
+    monkeypatch.setattr(recordings, "asset_path", lambda name: tmp_path)
+    (tmp_path / "librivox").mkdir()
+    t = np.arange(8000) / 8000
+    for n, name in enumerate(("one", "two")):
+        tone = 0.2 * np.sin(2 * np.pi * (1000 + 500 * n) * t)
+        soundfile.write(tmp_path / "librivox" / f"{name}.wav", tone, 8000, subtype="FLOAT")
+    (tmp_path / "librivox" / "transcription").write_text("<s> he said </s> (one)\n<s> so it's </s> (two)\n")
+    for name in ("bd_808", "guit_e_slide", "misc_crow"):
+        soundfile.write(tmp_path / f"{name}.flac", 0.1 * np.sin(t), 8000)
+    return tmp_path
+
+
+def power_at(samples, rate: int, hertz: float) -> float:
+    """Of a sine of that many whole periods in the clip, by its Fourier coefficient."""
+    turns = np.exp(-2j * np.pi * hertz * np.arange(len(samples)) / rate)
+    return 2 * abs(np.mean(samples * turns)) ** 2
+
+
+@pytest.mark.parametrize("level", [-10, 0, 2.5, 30])
+def test_the_level_is_measured_from_the_two_parts_of_the_sum(assets, level):
+    """Speech and music are tones of different pitches, so a Fourier coefficient is the power of each in the sum."""
+    examples = LibriVox(rate=8000, accompaniment=Music(), snr_db=level).held_out("test")
+    assert [e["id"] for e in examples] == [f"one-{level:g}db", f"two-{level:g}db"]
+    for n, example in enumerate(examples):
+        both = audio_of(example)["value"].astype(np.float64)
+        assert len(both) == 8000
+        # Sentence 0 gets clip 0 of ten and sentence 1 clip 5: one and six periods in 400 samples, again and again.
+        speech, music = power_at(both, 8000, 1000 + 500 * n), power_at(both, 8000, (1, 6)[n] * 20)
+        assert speech + music == pytest.approx(rms(both) ** 2, rel=1e-5)
+        assert 10 * np.log10(speech / music) == pytest.approx(level, abs=1e-3)
+        assert np.abs(both).max() <= 1
+        if level >= 0:
+            assert speech == pytest.approx(0.2**2 / 2, rel=1e-3)  # nothing clipped: as loud as it was
+
+
+def test_levels_that_are_none():
+    for level in ("loud", [3, 3], [float("nan")], True, [0, "3"]):
+        with pytest.raises(ConfigError, match="snr_db is a number of decibels"):
+            LibriVox(accompaniment=Music(), snr_db=level)
+    assert len(LibriVox(snr_db=None).levels) == 1
+
+
+def test_sentences_of_a_folder(assets):
+    examples = LibriVox(rate=8000).held_out("test")
+    assert [(e["id"], e["answer"]) for e in examples] == [("one", "he said"), ("two", "so it's")]
+    assert power_at(audio_of(examples[1])["value"], 8000, 1500) == pytest.approx(0.02, rel=1e-3)
+    # At another rate it is the same tone, with twice the samples.
+    twice = audio_of(LibriVox(rate=16000).held_out("test")[0])
+    assert (twice["rate"], len(twice["value"])) == (16000, 16000)
+    assert power_at(twice["value"], 16000, 1000) == pytest.approx(0.02, rel=1e-2)
+    (assets / "librivox" / "transcription").write_text("he said (one)\n")
+    with pytest.raises(BadDataError, match=r"transcription: 'he said \(one\)' is no line of words and a name"):
+        len(LibriVox().held_out("test"))
+
+
+def test_sounds_of_a_folder(assets):
+    examples = SonicPi(rate=8000, choices=12).held_out("test")
+    assert [(e["id"], e["meta"]["class"]) for e in examples] == [("bd_808", "bass drum"), ("guit_e_slide", "guitar")]
+    for example in examples:
+        assert sorted(example["meta"]["options"].values()) == sorted(SOUNDS.values())
+        assert list(example["meta"]["options"]) == list("ABCDEFGHIJKL")
+
+
+@pytest.mark.parametrize(("make", "name"), [(SonicPi, "sonic_pi_samples"), (LibriVox, "pocketsphinx_testdata")])
+def test_what_is_not_there_says_how_to_get_it(make, name, tmp_path, monkeypatch):
+    monkeypatch.setenv("BESTIARY_DATA", str(tmp_path))
+    with pytest.raises(MissingDataError, match=rf"python tools/fetch\.py {name}$"):
+        make().check()
