@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -52,6 +52,11 @@ class Plan:
     started: datetime
 
     @property
+    def before(self) -> Plan | None:
+        """The plan of the row that this one's runs start from."""
+        return replace(self, row=self.table.row(self.row.after)) if self.row.after else None
+
+    @property
     def overrides(self) -> tuple[str, ...]:
         """Hydra overrides without seed and folder."""
         return (*(self.row.overrides or ()), *self.extra)
@@ -69,7 +74,8 @@ class Plan:
 
         With uncommitted changes nothing says that the code is the same, and every start gets a folder of its own.
         """
-        digest = hashlib.sha256("\0".join(self.overrides).encode()).hexdigest()[:8]
+        known = (*self.overrides, f"after {self.before.run_dir(runs, seed)}") if self.before else self.overrides
+        digest = hashlib.sha256("\0".join(known).encode()).hexdigest()[:8]
         code = self.commit[:10] + (f"-dirty-{self.started:%Y%m%dT%H%M%S}" if self.dirty else "")
         return (
             runs / "reproduce" / self.table.project / self.table.id / self.row.id / f"{digest}-{code}" / f"seed_{seed}"
@@ -77,10 +83,15 @@ class Plan:
 
     def command(self, train: Path, runs: Path, seed: int) -> list[str]:
         """The command line of one run."""
-        run_dir = str(self.run_dir(runs, seed))
-        if not re.fullmatch(r"[\w./-]+", run_dir):  # Hydra's grammar needs quotes around the rest
-            run_dir = "'" + run_dir.replace("'", "\\'") + "'"
-        return [sys.executable, str(train), *self.overrides, f"seed={seed}", f"paths.run_dir={run_dir}"]
+        start = [f"init_from={_quoted(self.before.run_dir(runs, seed))}"] if self.before else []
+        folder = f"paths.run_dir={_quoted(self.run_dir(runs, seed))}"
+        return [sys.executable, str(train), *self.overrides, *start, f"seed={seed}", folder]
+
+
+def _quoted(path: Path) -> str:
+    """A path as Hydra's grammar takes it."""
+    text = str(path)
+    return text if re.fullmatch(r"[\w./-]+", text) else "'" + text.replace("'", "\\'") + "'"
 
 
 def execute(plan: Plan, train: Path, runs: Path) -> list[Measurement]:
@@ -134,6 +145,8 @@ def summarise(plan: Plan, results: Sequence[Mapping[str, Any]]) -> list[Measurem
 
 
 def _train(plan: Plan, train: Path, runs: Path, seed: int) -> dict[str, Any]:
+    if plan.before:
+        _train(plan.before, train, runs, seed)
     command = plan.command(train, runs, seed)
     print(f"{plan.table.ref} {plan.row.id}, seed {seed}: {shlex.join(command[1:])}", flush=True)
     file = plan.run_dir(runs, seed) / "result.json"

@@ -71,6 +71,8 @@ class Row:
         scope: ``full``, or ``reduced: what``.
         note: anything a reader should know.
         blocked: why it cannot be run here, or empty.
+        after: id of an earlier row whose run of the same seed this one starts from (``init_from``), or empty. Rows that
+            differ in their last stage alone share the ones before it, and are compared from the same weights.
     """
 
     id: str
@@ -86,6 +88,7 @@ class Row:
     scope: str
     note: str
     blocked: str
+    after: str = ""
 
     @property
     def runnable(self) -> bool:
@@ -132,7 +135,7 @@ _PROTOCOL = {
 _METRIC = {"key", "unit", "higher_is_better", "decimals", "tolerance", "reads"}
 _ROW = {
     "id", "label", "ours", "overrides", "function", "args", "published", "source", "needs", "tier", "scope", "note",
-    "blocked",
+    "blocked", "after",
 }  # fmt: skip
 
 
@@ -165,6 +168,9 @@ def read_table(path: Path | str, project: str | None = None) -> Table:
     keys = [m.key for m in metrics]
     rows = tuple(_row(check, value, f"rows[{i}]", keys) for i, value in enumerate(check.entries(top, "rows")))
     check.unique([r.id for r in rows], "rows")
+    for i, row in enumerate(rows):
+        if row.after and not any(other.id == row.after and other.overrides is not None for other in rows[:i]):
+            check.fail(f"rows[{row.id}].after", f"must be an earlier row that is trained, not {row.after!r}")
     title = check.text(top, "title", "the file", default=str(paper["title"]))
     return Table(project or path.parent.parent.name, path.stem, path, title, paper, protocol, metrics, rows)
 
@@ -233,6 +239,7 @@ def _row(check: _Checker, value: Any, where: str, keys: list[str]) -> Row:
         scope=scope,
         note=check.text(data, "note", where, default=""),
         blocked=check.text(data, "blocked", where, default=""),
+        after=check.text(data, "after", where, default=""),
     )
 
 

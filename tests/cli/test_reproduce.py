@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import csv
+import shlex
+from pathlib import Path
 
 import pytest
 import yaml
@@ -80,6 +82,21 @@ def test_run_averages_the_seeds(reproduce, zoo):
     assert (line["n_seeds"], line["seeds"], line["overrides"]) == ("3", "0 1 2", "+project=toy")
     assert (line["wall_s"], line["scope"], line["data_revision"]) == ("3.0", "full", "toy-1")
     assert len(line["commit"]) == 40 or line["commit"] == "unknown"
+
+
+def test_a_row_after_another_starts_from_its_run_of_the_same_seed(reproduce, zoo):
+    data = copy.deepcopy(TABLE)
+    data["rows"].insert(1, {**data["rows"][0], "id": "later", "overrides": ["+project=toy", "more=1"], "after": "good"})
+    (zoo / "projects" / "toy" / "tables" / "t1.yaml").write_text(yaml.safe_dump(data))
+    result = reproduce("run", "toy/t1", "--row", "later", "--seeds", "0,1")
+    assert result.returncode == 0, result.stderr
+    made = [line.removeprefix("trained ") for line in result.stdout.splitlines() if line.startswith("trained ")]
+    assert [Path(folder).parts[-3::2] for folder in made] == [
+        ("good", "seed_0"), ("later", "seed_0"), ("good", "seed_1"), ("later", "seed_1")
+    ]  # fmt: skip
+    starts = [word for word in shlex.split(result.stdout) if word.startswith("init_from=")]
+    assert [word.partition("=")[2].strip("'") for word in starts] == [made[0], made[2]]
+    assert [line["row"] for line in lines(zoo)] == ["later"]
 
 
 def test_a_number_outside_is_one(reproduce):

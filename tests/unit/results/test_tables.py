@@ -90,6 +90,7 @@ def test_a_good_table_is_read(write):
         (lambda t: t["rows"][0].update(tier="huge"), "tier must be one of smoke, small, full"),
         (lambda t: t["rows"][0].update(scope="half"), "must be 'full' or 'reduced: what'"),
         (lambda t: t["rows"][1].update(id="ours"), "has 'ours' twice"),
+        (lambda t: t["rows"][0].update(after=t["rows"][1]["id"]), "must be an earlier row that is trained"),
         (lambda t: t.update(rows=[]), "rows must be a list with at least one"),
     ],
 )
