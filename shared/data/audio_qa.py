@@ -20,12 +20,9 @@ from bestiary.shared.core.streams import Stream
 from bestiary.shared.data.audio_qa_rows import Clip, Fault, Row, read_rows
 from bestiary.shared.data.lazy import LazyExamples
 from bestiary.shared.data.splits import SPLITS, split_of
-from bestiary.shared.data.user_files import regular_file
+from bestiary.shared.data.user_files import first_faults, regular_file
 from bestiary.shared.rl.protocols import Verifier
 from bestiary.shared.rl.rewards.registry import make_verifier
-
-SHOWN = 20
-"""Faults that a report lists."""
 
 SLACK_S = 1.0
 """How far a declared duration or end may be from the file's."""
@@ -147,9 +144,8 @@ class AudioQAJsonl:
         kinds = Counter(fault.kind for fault in faults)
         counted = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
         by_place = sorted(faults, key=lambda f: [int(n) for n in re.findall(r"\d+", f.place)])
-        shown = "\n".join(f"  {fault.place}: {fault.text}" for fault in by_place[:SHOWN])
-        more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        return f"{self.path}: {len({f.place for f in faults})} rows cannot be used ({counted}):\n{shown}{more}"
+        shown = first_faults([f"{fault.place}: {fault.text}" for fault in by_place])
+        return f"{self.path}: {len({f.place for f in faults})} rows cannot be used ({counted}):\n{shown}"
 
     @staticmethod
     def _headers(rows: Sequence[Row]) -> dict[Path, tuple[int, int] | Fault]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from bestiary.shared.core.errors import BadDataError, MissingDataError
+
+SHOWN = 20
+"""Faults that a report lists."""
 
 
 def regular_file(path: Path, key: str, what: str) -> Path:
@@ -23,3 +27,14 @@ def regular_file(path: Path, key: str, what: str) -> Path:
     if path.stat().st_size == 0:
         raise BadDataError(f"{path} is empty: it should be {what}")
     return path
+
+
+def first_faults(faults: Sequence[str], count: int | None = None) -> str:
+    """Faults as the lines of a report: the first :data:`SHOWN`, and how many more there are.
+
+    Args:
+        faults: at least the first ones. count: of all, where not all are given.
+    """
+    lines = [f"  {fault}" for fault in faults[:SHOWN]]
+    more = (len(faults) if count is None else count) - len(lines)
+    return "\n".join([*lines, f"  and {more} more"] if more > 0 else lines)

@@ -16,7 +16,8 @@ from bestiary.shared.core.specs import DataSpec
 from bestiary.shared.core.streams import Stream
 from bestiary.shared.data.audio_controls import MODES, controlled
 from bestiary.shared.data.lazy import LazyExamples
-from bestiary.shared.data.music_benchmarks.records import AudioFolder, report
+from bestiary.shared.data.music_benchmarks.records import AudioFolder
+from bestiary.shared.data.user_files import first_faults
 
 LETTERS = "ABCDEFGHIJ"
 """Of options, in order; the verifiers know no others."""
@@ -193,7 +194,8 @@ class Benchmark:
             seen.add(item.id)
         if self._faults and not self.leave_out:
             hint = "\nMend them, or leave such rows out with dataset.leave_out=true (scores are then of the rest)."
-            raise BadDataError(report(file, self._faults, total) + hint)
+            told = f"{file}: {len(self._faults)} faults in {total} rows:\n{first_faults(self._faults)}"
+            raise BadDataError(told + hint)
         if not items:
             raise BadDataError(f"{file} has no item that can be used and fits dataset's settings")
         return items

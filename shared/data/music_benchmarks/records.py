@@ -13,9 +13,6 @@ from typing import Any
 from bestiary.shared.audio.files import SUFFIXES
 from bestiary.shared.core.errors import BadDataError, require
 
-SHOWN = 20
-"""Faults that a report lists."""
-
 Row = dict[str, Any]
 
 
@@ -140,10 +137,3 @@ class AudioFolder:
 def stem(name: str) -> str:
     """A file's name without the ending of an audio file; other dots stay (``1.2min.mp3`` is ``1.2min``)."""
     return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in SUFFIXES else name
-
-
-def report(where: Path, faults: Sequence[str], total: int) -> str:
-    """One message with the first :data:`SHOWN` faults and their number."""
-    more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-    lines = "\n".join(f"  {fault}" for fault in faults[:SHOWN])
-    return f"{where}: {len(faults)} faults in {total} rows:\n{lines}{more}"

@@ -16,12 +16,11 @@ from bestiary.shared.core.examples import Example, Message, text_message
 from bestiary.shared.core.specs import DataSpec
 from bestiary.shared.core.streams import Stream
 from bestiary.shared.data.splits import SPLITS, split_of
+from bestiary.shared.data.user_files import SHOWN, first_faults
 from bestiary.shared.language.chat_templates import ROLES
 from bestiary.shared.rl.rewards.registry import VERIFIERS
 
 KEYS = ("prompt", "messages", "answer", "verifier", "meta", "id", "split")
-SHOWN = 20
-"""Faults that a report lists."""
 NEEDS = {
     **dict.fromkeys(("exact_text", "genrm", "math", "multiple_choice", "numeric", "patch"), ("answer", ())),
     "code": ("meta", ("tests",)),
@@ -139,14 +138,13 @@ class PromptRows:
             except ValueError as error:
                 count += 1
                 if len(faults) < SHOWN:
-                    faults.append(f"  {place}: {error}")
+                    faults.append(f"{place}: {error}")
                 continue
             splits[split].append(example)
         if not total:
             raise BadDataError(f"{self.path} has no rows. A row is {{prompt, answer, verifier}}")
         if count:
-            more = f"\n  and {count - SHOWN} more" if count > SHOWN else ""
-            raise BadDataError(f"{self.path}: {count} of {total} rows cannot be used:\n" + "\n".join(faults) + more)
+            raise BadDataError(f"{self.path}: {count} of {total} rows cannot be used:\n{first_faults(faults, count)}")
         return splits
 
 
