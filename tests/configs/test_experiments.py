@@ -40,9 +40,9 @@ def broken_rules(path: Path) -> list[str]:
     return found + [f"writes under {key}" for key in sorted(NOT_ITS_OWN & (set(body) | groups))]
 
 
-def parameters(name: str) -> int:
+def parameters(name: str, *overrides: str) -> int:
     """Parameters of an experiment's model, on the meta device; no data is read."""
-    cfg, choices = compose([f"+experiment={name}"])
+    cfg, choices = compose([f"+experiment={name}", *overrides])
     spec = build(cfg.dataset).spec()
     parts = {part: resolved(cfg)[part] or None for part in ("model", "encoder", "backbone")}
     with torch.device("meta"):
@@ -93,6 +93,22 @@ def test_a_variant_changes_an_experiment_of_its_own_project(tmp_path):
 def test_the_paper_sizes_are_the_official_codes(name, official, never_used):
     """9 classes; the official code also builds parameters that it never uses, and we do not."""
     assert parameters(name) == official - never_used
+
+
+def test_music_flamingo_is_of_the_released_checkpoints_size():
+    # Its table of positions, 1500 of 1280, is a buffer here; a tokenizer of bytes adds its tokens inside the table.
+    found = parameters("music_flamingo/paper_audio_grpo", "dataset.path=x.jsonl")
+    assert found + 1500 * 1280 == 8_267_215_360
+
+
+def test_music_flamingo_trains_at_the_papers_numbers():
+    cfg, choices = compose(["+experiment=music_flamingo/paper_audio_grpo"])
+    recipe = cfg.recipe
+    assert (recipe.sft_lr, recipe.cold_lr, recipe.lr, recipe.samples_per_prompt) == (1.5e-5, 1e-5, 1e-6, 5)
+    assert list(recipe.run) == ["sft", "cold_start", "grpo"]
+    cfg, choices = compose(["+experiment=music_flamingo/paper_af3_sft"])
+    assert choices["recipe"] == "af3_sft"
+    assert (cfg.recipe.lr, cfg.recipe.batch_size, cfg.model.rotary_time) == (1.5e-5, 128, None)
 
 
 def test_paper_sizes_train_at_the_papers_numbers():
