@@ -7,20 +7,19 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bestiary.shared.audio.files import read_audio, resample
-from bestiary.shared.core.errors import BadDataError, ConfigError, require
+from bestiary.shared.core.errors import BadDataError, ConfigError
 from bestiary.shared.core.examples import Content, Example, Message
 from bestiary.shared.core.specs import DataSpec
 from bestiary.shared.core.streams import Stream
 from bestiary.shared.data.audio_qa_rows import Clip, Fault, Row, read_rows
 from bestiary.shared.data.lazy import LazyExamples
 from bestiary.shared.data.splits import SPLITS, split_of
-from bestiary.shared.data.user_files import first_faults, regular_file
+from bestiary.shared.data.user_files import Header, NoHeader, audio_headers, first_faults, regular_file
 from bestiary.shared.rl.protocols import Verifier
 from bestiary.shared.rl.rewards.registry import make_verifier
 
@@ -57,7 +56,7 @@ class AudioQAJsonl:
         max_seconds: longest clip; a longer one is a fault.
 
     Raises:
-        ConfigError: for an unknown verifier.
+        ConfigError: for an unknown verifier, a rate that no audio has, or a longest clip without length.
         MissingDataError, BadDataError: from :meth:`check`.
     """
 
@@ -69,6 +68,10 @@ class AudioQAJsonl:
         thoughts: bool = False,
         max_seconds: float = 1200.0,
     ):
+        if not isinstance(rate, int) or not RATES[0] <= rate <= RATES[1]:
+            raise ConfigError(f"dataset.rate is a whole number of samples a second, {RATES[0]} or more, not {rate!r}")
+        if isinstance(max_seconds, str) or not max_seconds > 0:
+            raise ConfigError(f"dataset.max_seconds is a number of seconds above 0, not {max_seconds!r}")
         self.path, self.rate = Path(path).expanduser(), rate
         self.verifier, self.thoughts, self.max_seconds = verifier, thoughts, max_seconds
         self._verifiers: dict[str, Verifier] = {} if verifier is None else {verifier: make_verifier(verifier)}
@@ -121,7 +124,7 @@ class AudioQAJsonl:
         rows: list[Row] = []
         for found in read_rows(file):
             (rows if isinstance(found, Row) else faults).append(found)  # type: ignore[arg-type]
-        headers = self._headers(rows)
+        headers = audio_headers(path for row in rows for path in row.files)
         named: dict[str, str] = {}
         for row in rows:
             first = named.setdefault(row.id, row.place)
@@ -147,31 +150,12 @@ class AudioQAJsonl:
         shown = first_faults([f"{fault.place}: {fault.text}" for fault in by_place])
         return f"{self.path}: {len({f.place for f in faults})} rows cannot be used ({counted}):\n{shown}"
 
-    @staticmethod
-    def _headers(rows: Sequence[Row]) -> dict[Path, tuple[int, int] | Fault]:
-        """Frames and samples a second of each audio file, or what is wrong with it (no place yet)."""
-        soundfile: Any = require("soundfile", "audio")
-
-        def look(path: Path) -> tuple[int, int] | Fault:
-            if not path.is_file():
-                return Fault("", "missing audio", f"{path}: there is no such file")
-            try:
-                info = soundfile.info(str(path))
-            except (soundfile.SoundFileError, RuntimeError, OSError) as error:
-                text = f"{path} cannot be read as audio: {' '.join(str(error).split())}"
-                return Fault("", "unreadable audio", text)
-            return info.frames, info.samplerate
-
-        paths = list(dict.fromkeys(path for row in rows for path in row.files))
-        with ThreadPoolExecutor(8) as pool:
-            return dict(zip(paths, pool.map(look, paths), strict=True))
-
-    def _faults(self, row: Row, headers: Mapping[Path, tuple[int, int] | Fault]) -> Iterator[Fault]:
+    def _faults(self, row: Row, headers: Mapping[Path, Header | NoHeader]) -> Iterator[Fault]:
         for clip in row.clips:
             name = "an array" if clip.samples is not None else str(clip.path)
-            header = headers[clip.path] if clip.samples is None else (len(clip.samples), clip.rate)
-            if isinstance(header, Fault):
-                yield header._replace(place=row.place)
+            header = headers[clip.path] if clip.samples is None else Header(len(clip.samples), clip.rate)
+            if isinstance(header, NoHeader):
+                yield Fault(row.place, header.kind, header.text)
                 continue
             frames, rate = header
             if not RATES[0] <= rate <= RATES[1]:

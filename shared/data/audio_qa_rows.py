@@ -170,7 +170,8 @@ def _row(value: Any, place: str, root: Path) -> Row | Fault:
     except KeyError as error:
         return Fault(place, "layout", f"a key {error} is missing")
     except (ValueError, TypeError, AttributeError) as error:
-        return Fault(place, "layout", " ".join(str(error).split())[:200] or type(error).__name__)
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        return Fault(place, "layout", f"it has not the form that its keys promise ({why})")
 
 
 def _question(value: Mapping[str, Any], place: str, root: Path) -> Row:
@@ -179,8 +180,8 @@ def _question(value: Mapping[str, Any], place: str, root: Path) -> Row:
     if unknown:
         raise RowError("unknown key", f"unknown key {unknown[0]!r}; what is your own goes into meta")
     question = _text(value, "question")
-    paths = value.get("audio") or []
-    paths = [paths] if isinstance(paths, str) else list(paths)
+    paths = value.get("audio")
+    paths = [] if paths is None else [paths] if isinstance(paths, str) else list(paths)
     start, end = _number(value, "start") or 0.0, _number(value, "end")
     if start < 0 or (end is not None and end <= start):
         raise RowError("span", f"start {start:g} and end {end} leave nothing to hear")
@@ -200,6 +201,8 @@ def _options(options: Any) -> list[str]:
         return []
     if not isinstance(options, list):
         raise RowError("options", f"options are a list of texts, not {options!r}")
+    if not all(isinstance(option, str | int | float) for option in options):
+        raise RowError("options", "options are texts or numbers")
     texts = [str(option) for option in options]
     if texts and not 2 <= len(texts) <= len(LETTERS):
         raise RowError("options", f"a choice has 2 to {len(LETTERS)} options, not {len(texts)}")
@@ -285,7 +288,10 @@ def _finish(row: Row, value: Mapping[str, Any], place: str) -> Row:
     row.id = place if own is None or own == "" else str(own)
     task, row.split = value.get("task"), value.get("split")
     row.task = None if task is None else str(task)
-    row.meta = dict(value.get("meta") or {})
+    meta = value.get("meta") or {}
+    if not isinstance(meta, Mapping):
+        raise RowError("meta", f"meta is an object, not {str(meta)[:60]!r}")
+    row.meta = dict(meta)
     row.duration, row.rate = _number(value, "duration"), _number(value, "rate")
     row.think = None if value.get("think") is None else _text(value, "think")
     if row.think is None and (match := re.match(r"\s*<think>(.*?)</think>\s*(.*)", row.answer, re.DOTALL)):
@@ -295,6 +301,12 @@ def _finish(row: Row, value: Mapping[str, Any], place: str) -> Row:
         raise RowError("answer", "no answer")
     if not any(role == "user" and any(isinstance(p, str) and p.strip() for p in pieces) for role, pieces in row.turns):
         raise RowError("question", "nothing is asked")
+    texts = [piece for _, pieces in row.turns for piece in pieces if isinstance(piece, str)]
+    try:
+        "".join([row.id, row.answer, row.think or "", *row.options, *texts]).encode()
+    except UnicodeEncodeError:
+        # Neither a tokenizer nor a log could take it.
+        raise RowError("text", "it holds half a character (a lone surrogate such as \\ud800)") from None
     if row.split is not None and row.split not in SPLITS:
         raise RowError("split", f"there is no split {row.split!r}; there are {', '.join(SPLITS)}")
     return row

@@ -17,7 +17,7 @@ from bestiary.shared.core.streams import Stream
 from bestiary.shared.data.audio_controls import MODES, controlled
 from bestiary.shared.data.lazy import LazyExamples
 from bestiary.shared.data.music_benchmarks.records import AudioFolder
-from bestiary.shared.data.user_files import first_faults
+from bestiary.shared.data.user_files import NoHeader, audio_headers, first_faults
 
 LETTERS = "ABCDEFGHIJ"
 """Of options, in order; the verifiers know no others."""
@@ -76,7 +76,7 @@ class Benchmark:
         request: what to say when the folder is not there: where the data is, under which licence, how it is laid out.
 
     Raises:
-        ConfigError: for an ``audio`` that is not there, or a prompt without a field that it needs.
+        ConfigError: for an ``audio`` that is not there, a prompt without a field that it needs, or no rate.
     """
 
     name = ""
@@ -96,6 +96,8 @@ class Benchmark:
     ):
         if audio not in MODES:
             raise ConfigError(f"dataset.audio is {', '.join(MODES)}, not {audio!r}")
+        if not isinstance(rate, int) or rate < 1:
+            raise ConfigError(f"dataset.rate is a whole number of samples a second, not {rate!r}")
         lost = [name for name in self.asks if f"{{{name}}}" not in prompt]
         if lost:
             raise ConfigError(f"{self.name}: dataset.prompt needs {{{'}, {'.join(lost)}}} in it: {prompt!r}")
@@ -170,6 +172,8 @@ class Benchmark:
 
     @property
     def _file(self) -> Path:
+        if self.root.is_file():
+            raise BadDataError(f"{self.root} is a file: set dataset.root to the folder that {self.name} is in")
         file = self.source_file() if self.root.is_dir() else None
         if file is None:
             general = f"{self.root}: {self.name} is not there (dataset.root), and it cannot be fetched for you."
@@ -180,25 +184,46 @@ class Benchmark:
     def _items(self) -> list[Item]:
         file = self._file
         self._faults = []
-        rows = self.read(file, AudioFolder(self.root))
+        try:
+            rows = self.read(file, AudioFolder(self.root))
+        except BadDataError as error:
+            hint = f"Is {self.root} the folder of {self.name}, and its files whole? What to get:"
+            raise BadDataError(f"{error}\n{hint} conf/dataset/{self.name}.yaml") from error
         total = len(rows) + len(self._faults)
+        lost = self._without_audio(rows)
         items, seen = [], set()
         for item in rows:
-            lost = [clip.path for clip in item.clips if not clip.path.is_file() or not clip.path.stat().st_size]
             if item.id in seen:
                 self.fault(item.id, "this id stands there twice")
-            elif lost:
-                self.fault(item.id, f"its audio {lost[0]} is empty or not there")
+            elif told := next((lost[clip] for clip in item.clips if clip in lost), None):
+                self.fault(item.id, told)
             else:
                 items.append(item)
             seen.add(item.id)
+        report = f"{file}: {len(self._faults)} faults in {total} rows:\n{first_faults(self._faults)}\n"
         if self._faults and not self.leave_out:
-            hint = "\nMend them, or leave such rows out with dataset.leave_out=true (scores are then of the rest)."
-            told = f"{file}: {len(self._faults)} faults in {total} rows:\n{first_faults(self._faults)}"
-            raise BadDataError(told + hint)
+            hint = "Mend them, or leave such rows out with dataset.leave_out=true (scores are then of the rest)."
+            raise BadDataError(report + hint)
         if not items:
-            raise BadDataError(f"{file} has no item that can be used and fits dataset's settings")
+            left = f"{file} has no item that can be used and fits dataset's settings"
+            raise BadDataError(f"{report}None is left without them." if self._faults else left)
         return items
+
+    @staticmethod
+    def _without_audio(items: Sequence[Item]) -> dict[Clip, str]:
+        """Clips that nothing can be heard of, and why, by the headers of their files."""
+        clips = list(dict.fromkeys(clip for item in items for clip in item.clips))
+        headers = audio_headers(clip.path for clip in clips)
+        lost = {}
+        for clip in clips:
+            header = headers[clip.path]
+            if isinstance(header, NoHeader):
+                there = clip.path.is_file() and clip.path.stat().st_size
+                lost[clip] = header.text if there else f"its audio {clip.path} is empty or not there"
+            elif clip.start * header.rate >= header.frames:
+                seconds = header.frames / header.rate
+                lost[clip] = f"it begins at {clip.start:g} s, and its audio {clip.path} has {seconds:g} s"
+        return lost
 
     # ------------------------------------------------------------------ for subclasses
 

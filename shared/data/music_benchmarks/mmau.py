@@ -8,7 +8,7 @@ from typing import Any
 
 from bestiary.shared.core.errors import ConfigError
 from bestiary.shared.data.music_benchmarks.benchmark import Benchmark, Item, listed
-from bestiary.shared.data.music_benchmarks.records import AudioFolder, as_list, fields, first_file, read_records
+from bestiary.shared.data.music_benchmarks.records import AudioFolder, among, as_list, fields, first_file, read_records
 
 PROMPT = "{question}\nChoose the correct option from the following options:\n{options}"
 """Ours: MMAU prescribes no wording. Options stand as ``(A) …``, one a line."""
@@ -74,9 +74,8 @@ class MMAU(Benchmark):
         """The items of the task."""
         needed = ("id", "audio", "question", "options", *(() if self.hidden else ("answer",)))
         items = []
-        for number, row in enumerate(fields(read_records(file), self.names, needed, file), 1):
-            if self.task is not None and str(row.get("task") or "").casefold() != self.task.casefold():
-                continue
+        rows = fields(read_records(file), self.names, needed, file)
+        for number, row in among(rows, "task", self.task, file):
             item = self._item(str(row.get("id") or f"row {number}"), row, audio)
             if item is not None:
                 items.append(item)
@@ -166,10 +165,9 @@ class MMAUPro(Benchmark):
         """The items of the category and the forms."""
         items = []
         needed = ("id", "audio", "question", "options", "answer", "category")
-        for number, row in enumerate(fields(read_records(file), self.names, needed, file), 1):
+        rows = fields(read_records(file), self.names, needed, file)
+        for number, row in among(rows, "category", self.category, file):
             category = str(row.get("category") or "")
-            if self.category is not None and category.casefold() != self.category.casefold():
-                continue
             options = as_list(row.get("options"))
             form = "open" if category == OPEN or len(options) < 2 else "closed"
             form = "instructions" if category == INSTRUCTIONS else form

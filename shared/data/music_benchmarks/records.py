@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bestiary.shared.audio.files import SUFFIXES
-from bestiary.shared.core.errors import BadDataError, require
+from bestiary.shared.core.build import nearest
+from bestiary.shared.core.errors import BadDataError, ConfigError, require
 
 Row = dict[str, Any]
 
@@ -33,7 +34,7 @@ def read_records(path: Path) -> list[Row]:
     """
     try:
         rows = list(_READERS[path.suffix.lower()](path))
-    except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors or OSErrors
+    except (OSError, ValueError, RecursionError, csv.Error) as error:  # pyarrow's errors are the first two
         raise BadDataError(f"{path} cannot be read as {path.suffix.lower()[1:]}: {error}") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise BadDataError(f"{path} holds no list of records, each a map of fields")
@@ -41,14 +42,31 @@ def read_records(path: Path) -> list[Row]:
 
 
 def _json(path: Path) -> list[Any]:
-    data = json.loads(path.read_text(encoding="utf-8-sig"))
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise
+        return _lines(text)  # objects on lines of their own, whatever the ending says
     if isinstance(data, Mapping) and data and all(isinstance(value, Mapping) for value in data.values()):
         return [{"id": key, **value} for key, value in data.items()]
     return data if isinstance(data, list) else []
 
 
 def _jsonl(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    text = path.read_text(encoding="utf-8-sig")
+    return _json(path) if text.lstrip().startswith("[") else _lines(text)
+
+
+def _lines(text: str) -> list[Any]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines would cut at characters that JSON may hold
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}: {error.msg} at character {error.pos + 1}") from error
+    return rows
 
 
 def _csv(path: Path) -> list[Any]:
@@ -81,6 +99,24 @@ def fields(rows: Sequence[Row], names: Mapping[str, Sequence[str]], needed: Sequ
     if lost:
         raise BadDataError(f"{where} has no field for {'; '.join(lost)}. Its fields are: {', '.join(there)}")
     return [{ours: row.get(name) for ours, name in known.items() if name is not None} for row in rows]
+
+
+def among(rows: Sequence[Row], name: str, wanted: str | None, where: Path) -> list[tuple[int, Row]]:
+    """The rows whose field is ``wanted``, letter case aside, with their numbers from 1; all of them for None.
+
+    Raises:
+        ConfigError: if there is none; it names the values that there are.
+    """
+    values = [str(row.get(name) or "") for row in rows]
+    numbered = list(enumerate(rows, 1))
+    if wanted is None:
+        return numbered
+    found = [pair for pair, own in zip(numbered, values, strict=True) if own.casefold() == wanted.casefold()]
+    if not found:
+        there = sorted(set(values))
+        close = nearest(wanted, there) or ";"
+        raise ConfigError(f"{where} has no row whose {name} is {wanted!r}{close} there are {', '.join(there)}")
+    return found
 
 
 def as_list(value: Any) -> list[str]:

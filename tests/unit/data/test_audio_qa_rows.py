@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from bestiary.shared.core.errors import BadDataError, MissingDataError
+from bestiary.shared.core.errors import BadDataError, ConfigError, MissingDataError
 from bestiary.shared.data.audio_qa import AudioQAJsonl
 
 
@@ -189,6 +189,15 @@ FAULTS = [
     ("start", row(start="1"), "start is a number, not '1'"),
     ("duration", '{"audio": "audio/a.wav", "question": "q", "answer": "a", "duration": NaN}', "not nan"),
     ("url", row(audio="https://host/a.wav"), "is a url, which is never fetched"),
+    ("audio", row(audio=""), "audio is a path, not ''"),
+    ("missing audio", row(audio="audio"), "audio: there is no such file"),
+    ("unreadable audio", row(audio="a" * 5000), "cannot be read as audio: File name too long"),
+    ("unreadable audio", row("zero"), "zero.wav cannot be read as audio"),
+    ("meta", row(meta=["ab"]), "meta is an object"),
+    ("options", row(options=[{"a": 1}, "G major"]), "options are texts or numbers"),
+    ("text", row(question="\ud800?"), "it holds half a character"),
+    ("text", row(id="\ud800"), "it holds half a character"),
+    ("layout", {"messages": "hi"}, "it has not the form that its keys promise (string indices must be integers"),
     ("audio", row(audio=3), "'int' object is not iterable"),
     ("unknown key", row(keys="G"), "unknown key 'keys'"),
     ("not JSON", "{", "not JSON"),
@@ -222,6 +231,7 @@ FAULTS = [
 @pytest.fixture
 def broken(folder):
     (folder / "audio" / "text.wav").write_text("no audio")
+    (folder / "audio" / "zero.wav").write_bytes(b"")
     soundfile.write(folder / "audio" / "none.wav", np.zeros(0, np.float32), 8000)
     soundfile.write(folder / "audio" / "slow.wav", np.zeros(20, np.float32), 10)
     return folder
@@ -246,6 +256,20 @@ def test_all_faults_come_in_one_report(broken):
     assert lines[21] == "  and 7 more"
 
 
+def test_a_file_that_was_half_copied(folder):
+    text = "".join(json.dumps(row(name)) + "\n" for name in "abc")
+    assert "line 3: not JSON" in report(write(folder, text[:-20]))
+    (folder / "half.json").write_text(json.dumps([row(), row("b")])[:-20])
+    assert f"{folder / 'half.json'} is not JSON" in report(folder / "half.json")
+
+
+@pytest.mark.parametrize("options", [{"rate": 0}, {"rate": "16k"}, {"max_seconds": 0}, {"max_seconds": "long"}])
+def test_settings_that_are_none(folder, options):
+    (name,) = options
+    with pytest.raises(ConfigError, match=rf"dataset\.{name} is a "):
+        AudioQAJsonl(str(write(folder, row())), **options)
+
+
 def test_an_id_is_used_once(folder):
     text = report(write(folder, row(id="x"), row("b", id="y"), row("c", id="x")))
     assert "1 rows cannot be used (1 x duplicate id)" in text
@@ -263,12 +287,21 @@ def test_a_little_over_the_end_is_fine(folder):
 
 
 def test_files_that_cannot_be_read(folder):
-    with pytest.raises(MissingDataError, match="there is no such file"):
+    with pytest.raises(MissingDataError, match=r"none\.jsonl: there is no such file\. Set dataset\.path to a \.jsonl"):
         source(folder / "none.jsonl").check()
+    assert (
+        report(folder) == f"{folder} is a folder: set dataset.path to a .jsonl or .json file of questions about audio"
+    )
     (folder / "e.jsonl").write_text("")
     assert "is empty" in report(folder / "e.jsonl")
     (folder / "e.jsonl").write_text("question,answer\n")
     assert "neither JSON nor JSON lines" in report(folder / "e.jsonl")
+    for text in ("null", "3", "\n\n", "<html>"):
+        (folder / "e.json").write_text(text)
+        assert f"{folder / 'e.json'} begins neither with {{ nor with [" in report(folder / "e.json")
+    for text in ("[]", '{"data": {}}'):
+        (folder / "e.json").write_text(text)
+        assert report(folder / "e.json") == f"{folder / 'e.json'} has no rows"
     (folder / "e.json").write_text("[{]")
     assert "is not JSON" in report(folder / "e.json")
     (folder / "e.jsonl").write_bytes(json.dumps(row()).encode() + b"\n{\xff}\n")
