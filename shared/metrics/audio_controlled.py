@@ -32,7 +32,12 @@ class AudioControlled:
         self.name, self.version = protocol.name, protocol.version
 
     def __call__(self, model: nn.Module, examples: Sequence[Example]) -> dict[str, float]:
-        """The protocol's numbers, each with the kind of audio before its name."""
-        values = self.protocol(model, controlled(examples, self.audio, self.seed))
+        """The protocol's numbers, each with the kind of audio before its name; none for a swap of a single clip."""
+        heard = controlled(examples, self.audio, self.seed)
+        try:
+            heard[0]
+        except ConfigError:  # of a single clip, as in a debug run
+            return {}
+        values = self.protocol(model, heard)
         prefix = "" if self.audio == "real" else f"{self.audio}/"
         return {f"{prefix}{name}": value for name, value in values.items()}

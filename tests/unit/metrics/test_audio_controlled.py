@@ -47,6 +47,11 @@ def test_everyone_hears_another_clip():
     assert sorted(found.values()) == pytest.approx([0.1, 0.2, 0.3])
 
 
+def test_a_single_clip_has_no_other():
+    assert AudioControlled(Loudness(), "swapped")(None, EXAMPLES[:1]) == {}
+    assert AudioControlled(Loudness(), "silent")(None, EXAMPLES[:1]) == {"silent/a": 0.0}
+
+
 def test_real_audio_changes_nothing():
     assert heard("real") == pytest.approx({"a": 0.1, "b": 0.2, "c": 0.3})
 
