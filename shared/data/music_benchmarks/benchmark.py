@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -106,7 +106,7 @@ class Benchmark:
         self._faults: list[str] = []
 
     def source_file(self) -> Path | None:
-        """The file with the questions, or None where there is none."""
+        """The file with the questions (or the folder, where there are only clips), or None where there is none."""
         raise NotImplementedError
 
     def read(self, file: Path, audio: AudioFolder) -> list[Item]:
@@ -116,6 +116,11 @@ class Benchmark:
     def hashed_files(self) -> list[Path]:
         """The files that ``revision`` is a hash of."""
         return [self._file]
+
+    def hashed(self) -> Iterator[bytes]:
+        """What ``revision`` is a hash of: names and contents of :meth:`hashed_files`."""
+        for file in self.hashed_files():
+            yield file.name.encode() + b"\0" + file.read_bytes()
 
     def fault(self, where: str, what: str) -> None:
         """Note what is wrong with a row."""
@@ -134,8 +139,8 @@ class Benchmark:
     def revision(self) -> str:
         """Name and hash of the questions, what was left out of them, and the control in place of the audio."""
         digest = hashlib.sha256()
-        for file in self.hashed_files():
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        for piece in self.hashed():
+            digest.update(piece)
         without = f"-without{len(self._faults)}" if self._items and self._faults else ""
         return f"{self.name}-{digest.hexdigest()[:16]}{without}" + ("" if self.audio == "real" else f"-{self.audio}")
 

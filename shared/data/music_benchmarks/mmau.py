@@ -1,4 +1,4 @@
-"""MMAU and MMAU-Pro: multiple choice about audio; the music parts by default."""
+"""MMAU, MMAR and MMAU-Pro: multiple choice about audio; the music parts by default."""
 
 from __future__ import annotations
 
@@ -37,6 +37,10 @@ class MMAU(Benchmark):
     """
 
     name = "mmau"
+    column = "task"
+    """The field that says whether an item is about music."""
+    kept: tuple[str, ...] = ("task", "category", "sub_category", "difficulty", "dataset")
+    """Fields that go into ``meta``."""
     files: tuple[str, ...] = ("mmau-test-mini.json", "mmau-test.json", "mmau*.json", "*.json", "*.jsonl", "*.parquet")
     names = {
         "id": ("id", "question_id"),
@@ -75,7 +79,7 @@ class MMAU(Benchmark):
         needed = ("id", "audio", "question", "options", *(() if self.hidden else ("answer",)))
         items = []
         rows = fields(read_records(file), self.names, needed, file)
-        for number, row in among(rows, "task", self.task, file):
+        for number, row in among(rows, self.column, self.task, file):
             item = self._item(str(row.get("id") or f"row {number}"), row, audio)
             if item is not None:
                 items.append(item)
@@ -91,7 +95,7 @@ class MMAU(Benchmark):
             return None
         meta = {
             "options": options,
-            **{key: row[key] for key in ("task", "category", "sub_category", "difficulty", "dataset") if row.get(key)},
+            **{key: row[key] for key in self.kept if row.get(key)},
         }
         text = self.ask(question=question, options=listed(options))
         gold = row.get("answer")
@@ -101,6 +105,55 @@ class MMAU(Benchmark):
         if letter is None:
             return None
         return Item(name, clips, text, letter, "multiple_choice", meta | {"answer_text": str(gold)})
+
+
+class MMAR(MMAU):
+    """MMAR: 1,000 questions that take reasoning about sounds, music, speech and their mixes; 206 are about music alone.
+
+    The layout is the public one: ``MMAR-meta.json``, a list of ``{id, audio_path, question, choices, answer, modality,
+    category, sub-category, language, source, url, timestamp}``, and the audio of its archive beside it. The field names
+    were read in programs that read the public file. The benchmark's own score is MMAU's rule (its program is a changed
+    copy of MMAU's).
+
+    Paper: arXiv:2505.13032 (MMAR).
+    Differs from paper: that a published music column is the modality ``music``, without the mixes, is our reading.
+
+    Args:
+        root: the folder.
+        modality: ``music``, ``sound``, ``speech``, ``mix-music-speech``, ``mix-sound-music``, ``mix-sound-speech``,
+            ``mix-sound-music-speech``, or None for all.
+        prompt: with ``{question}`` and ``{options}``.
+        audio, seed, rate, leave_out, request: see :class:`Benchmark`.
+    """
+
+    name = "mmar"
+    column = "modality"
+    kept = ("modality", "category", "sub_category", "language")
+    files = ("MMAR-meta.json", "*MMAR*.json*", "*mmar*.json*", "*.json", "*.jsonl", "*.parquet")
+    names = {
+        "id": ("id",),
+        "audio": ("audio_path", "audio"),
+        "question": ("question",),
+        "options": ("choices", "options"),
+        "answer": ("answer",),
+        "modality": ("modality",),
+        "category": ("category",),
+        "sub_category": ("sub-category", "sub_category"),
+        "language": ("language",),
+    }
+
+    def __init__(
+        self,
+        root: str | Path,
+        modality: str | None = "music",
+        prompt: str = PROMPT,
+        audio: str = "real",
+        seed: int = 0,
+        rate: int = 16000,
+        leave_out: bool = False,
+        request: str | None = None,
+    ):
+        super().__init__(root, modality, False, prompt, audio, seed, rate, leave_out, request)
 
 
 class MMAUPro(Benchmark):

@@ -97,7 +97,7 @@ def fields(rows: Sequence[Row], names: Mapping[str, Sequence[str]], needed: Sequ
     known = {ours: next((name for name in theirs if name in there), None) for ours, theirs in names.items()}
     lost = [f"{ours} (looked for {', '.join(names[ours])})" for ours in needed if known[ours] is None]
     if lost:
-        raise BadDataError(f"{where} has no field for {'; '.join(lost)}. Its fields are: {', '.join(there)}")
+        raise BadDataError(f"{where} has no field for {'; '.join(lost)}. Its fields are: {', '.join(map(str, there))}")
     return [{ours: row.get(name) for ours, name in known.items() if name is not None} for row in rows]
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bestiary.shared.core.errors import BadDataError, ConfigError, MissingDataError
-from bestiary.shared.data.music_benchmarks.mmau import MMAU, MMAUPro
+from bestiary.shared.data.music_benchmarks.mmau import MMAR, MMAU, MMAUPro
 from bestiary.shared.data.music_benchmarks.muchomusic import MuChoMusic, RULMuChoMusic
 from bestiary.shared.data.music_benchmarks.musdb18_lyrics import MUSDB18Lyrics
 from bestiary.shared.data.music_benchmarks.nsynth import NSynth
@@ -19,6 +19,7 @@ MUCHO = {"prompt": "Question: q Options: o", "answers": ["x", "y"], "answer_orde
 READERS = {
     "mmau": (MMAU, "mmau-test-mini.json", [{"id": "1", "audio_id": "a.wav", "task": "music", **CHOICE}]),
     "mmau_pro": (MMAUPro, "test.json", [{"id": "1", "audio_path": ["a.wav"], "category": "music", **CHOICE}]),
+    "mmar": (MMAR, "MMAR-meta.json", [{"id": "1", "audio_path": "a.wav", "modality": "music", **CHOICE}]),
     "muchomusic": (MuChoMusic, "muchomusic.json", [{"id": "a", **MUCHO}]),
     "rul_muchomusic": (
         RULMuChoMusic,
@@ -105,7 +106,7 @@ def test_a_rate_that_is_none(reader):
             make(file.parent, rate=rate)
 
 
-@pytest.mark.parametrize("make", [MMAU, MMAUPro, RULMuChoMusic, NSynth])
+@pytest.mark.parametrize("make", [MMAU, MMAR, MMAUPro, RULMuChoMusic, NSynth])
 def test_an_id_that_stands_twice(make, tmp_path, tone, put):
     name, rows = next((file, rows) for reader, file, rows in READERS.values() if reader is make)
     tone("audio/a.wav" if make is NSynth else "a.wav")
@@ -117,7 +118,7 @@ def test_an_id_that_stands_twice(make, tmp_path, tone, put):
     assert len({e["id"] for e in again.held_out("test")}) == len(again.held_out("test"))
 
 
-@pytest.mark.parametrize(("make", "option"), [(MMAU, "task"), (MMAUPro, "category")])
+@pytest.mark.parametrize(("make", "option"), [(MMAU, "task"), (MMAR, "modality"), (MMAUPro, "category")])
 def test_a_column_that_is_not_there(make, option, tmp_path, tone, put):
     name, rows = next((file, rows) for reader, file, rows in READERS.values() if reader is make)
     tone("a.wav")

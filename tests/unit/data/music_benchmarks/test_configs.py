@@ -7,7 +7,7 @@ import yaml
 
 from bestiary.shared.core.build import build
 from bestiary.shared.core.errors import MissingDataError
-from bestiary.shared.data.music_benchmarks import mmau, muchomusic, musdb18_lyrics
+from bestiary.shared.data.music_benchmarks import gtzan, medley_solos_db, mmau, muchomusic, musdb18_lyrics
 
 PROMPTS = {
     "mmau": mmau.PROMPT,
@@ -16,6 +16,9 @@ PROMPTS = {
     "rul_muchomusic": muchomusic.RUL_PROMPT,
     "musdb18_lyrics": musdb18_lyrics.PROMPT,
     "nsynth": None,
+    "mmar": mmau.PROMPT,
+    "gtzan": gtzan.PROMPT,
+    "medley_solos_db": medley_solos_db.PROMPT,
 }
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from bestiary.shared.data.music_benchmarks import mmau, muchomusic, musdb18_lyrics, nsynth
+from bestiary.shared.data.music_benchmarks import gtzan, medley_solos_db, mmau, muchomusic, musdb18_lyrics, nsynth
 from bestiary.shared.results.tables import read_table
 
 PROMPTS = {
     "mmau": mmau.PROMPT,
     "mmau_pro": mmau.PROMPT,
+    "mmar": mmau.PROMPT,
+    "gtzan": gtzan.PROMPT,
+    "medley_solos_db": medley_solos_db.PROMPT,
     "muchomusic": muchomusic.PROMPT,
     "rul_muchomusic": muchomusic.RUL_PROMPT,
     "musdb18_lyrics": musdb18_lyrics.PROMPT,
