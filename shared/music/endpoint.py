@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
-import random
+import re
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
-from bestiary.shared.core.errors import ConfigError, UserError
+from bestiary.shared.core.errors import ConfigError, UserError, require
 
-AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
-"""Statuses after which a request is sent once more."""
+PASSING = (408, 409, 429)
+"""Statuses below 500 that may pass: those that the library tries again."""
 
-LONGEST_WAIT_S = 60.0
+WAIT_S = 0.5
+"""Seconds before a reply without an answer is asked for again; twice as long each time."""
+
+PLACEHOLDER = "none"
+"""Sent as the key where there is none."""
+
+SENT = ("host", "content-type", "content-length", "accept", "accept-encoding", "connection", "user-agent")
+"""Headers that go out beside the key."""
 
 
 class EndpointError(UserError):
@@ -25,23 +28,25 @@ class EndpointError(UserError):
 
 
 class Endpoint:
-    """Sends prompts to ``BASE_URL/chat/completions`` and returns the answers. No file is fetched.
+    """Sends prompts to ``BASE_URL/chat/completions`` and returns the answers. Several threads may share one.
 
-    An answer that does not come in time, a status that may pass (429, 5xx) or a reply that is not of that kind is tried
-    again, each time after twice the wait, or after what the server says in Retry-After. Redirects are refused: the key
-    must not go to another host.
+    An answer that does not come in time and a status that may pass (429, 5xx) are tried again by the library
+    ``openai``, each time after a longer wait, or after what the server says in Retry-After. Redirects are refused: the
+    key must not go to another host. Nothing that the library would take from the environment is sent: neither
+    OPENAI_API_KEY, which is another host's, nor an organisation, nor headers of the user's.
 
     Args:
         base_url: for example ``http://localhost:8000/v1``.
         model: its name there.
-        key_env: environment variable that holds the API key; None sends none. The key is never printed or stored.
+        key_env: environment variable that holds the API key; None sends a placeholder. The key is never printed or
+            stored.
         timeout: seconds without a byte of an answer.
-        retries: how often it is tried again. wait: seconds before the first time.
-        max_tokens: longest answer. temperature: of the sampling.
-        sleep: waits; for tests.
+        retries: how often it is tried again.
+        max_tokens: longest answer, thoughts included. temperature: of the sampling.
 
     Raises:
-        ConfigError: for an address that is none, or a key that is not set.
+        ConfigError: for an address that is none, a key that is not set, or numbers that cannot be.
+        MissingExtraError: without the library.
     """
 
     def __init__(
@@ -51,75 +56,115 @@ class Endpoint:
         key_env: str | None = None,
         timeout: float = 120.0,
         retries: int = 5,
-        wait: float = 1.0,
         max_tokens: int = 2048,
         temperature: float = 0.7,
-        sleep: Callable[[float], None] = time.sleep,
     ):
-        if not base_url.startswith(("http://", "https://")):
-            raise ConfigError(f"base_url is an address such as http://localhost:8000/v1, not {base_url!r}")
-        if key_env is not None and not os.environ.get(key_env):
-            raise ConfigError(f"the environment variable {key_env} holds no API key: export it, or name another one")
-        self.url, self.model = base_url.rstrip("/") + "/chat/completions", model
-        self._key = None if key_env is None else os.environ[key_env]
-        self.timeout, self.retries, self.wait, self.sleep = timeout, retries, wait, sleep
-        self.options = {"max_tokens": max_tokens, "temperature": temperature}
-        self._open = urllib.request.build_opener(_NoRedirect).open
+        self.url, self.model, self.retries = _address(base_url), model, retries
+        if not timeout > 0 or retries < 0 or max_tokens < 1 or not temperature >= 0:
+            raise ConfigError(
+                "timeout is above 0, retries and temperature are 0 or more, and max_tokens is 1 or more, not "
+                f"{timeout:g}, {retries}, {temperature:g} and {max_tokens}"
+            )
+        self._key = None if key_env is None else _key(key_env)
+        self.options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+        self._openai: Any = require("openai", "endpoint")
+        http = self._openai.DefaultHttpxClient(
+            follow_redirects=False, timeout=timeout, event_hooks={"request": [self._only_what_is_meant]}
+        )
+        self._client = self._openai.OpenAI(
+            api_key=self._key or PLACEHOLDER, base_url=self.url, timeout=timeout, max_retries=retries, http_client=http
+        )
 
     def __call__(self, prompt: str) -> str:
-        """The answer to a prompt.
+        """The answer to a prompt; empty where the model, or a filter before it, refused to give one.
 
         Raises:
             ConfigError: where the server refuses the request for good (a wrong key, an unknown model).
             EndpointError: where no answer came in ``1 + retries`` tries.
         """
-        body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], **self.options}
-        headers = {"Content-Type": "application/json"}
-        if self._key is not None:
-            headers["Authorization"] = f"Bearer {self._key}"
-        wait, reason = self.wait, ""
-        for left in range(self.retries, -1, -1):
-            request = urllib.request.Request(self.url, json.dumps(body).encode(), headers, method="POST")
-            asked_to_wait = 0.0
+        openai, messages = self._openai, [{"role": "user", "content": prompt}]
+        reason = ""
+        for number in range(self.retries + 1):
+            if number:
+                time.sleep(WAIT_S * 2 ** (number - 1))
             try:
-                with self._open(request, timeout=self.timeout) as reply:
-                    return _content(json.loads(reply.read()))
-            except urllib.error.HTTPError as error:
-                said = error.read(500).decode("utf-8", "replace")
-                reason = f"status {error.code}: {' '.join(said.split())[:200]}"
-                if error.code not in AGAIN:
-                    raise ConfigError(f"{self.url} refuses model {self.model!r}: {self._hidden(reason)}") from None
-                asked_to_wait = _seconds(error.headers.get("Retry-After"))
-            except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, IndexError) as error:
-                reason = f"{type(error).__name__}: {error}"
-            if left:
-                # A little noise, so that several workers do not come back at once.
-                self.sleep(min(LONGEST_WAIT_S, max(asked_to_wait, wait * random.uniform(1.0, 1.25))))
-                wait *= 2
-        tries = f"{self.retries + 1} tries"
-        raise EndpointError(f"{self.url} gave no answer in {tries}; the last: {self._hidden(reason)}")
+                reply = self._client.chat.completions.create(model=self.model, messages=messages, **self.options)
+            except openai.APIStatusError as error:
+                raise self._refused(error) from None
+            except openai.APIConnectionError as error:  # a timeout too
+                cause = error.__cause__
+                raise self._none(f"{error}{f' {cause}' if cause and str(cause) else ''}") from None
+            except (openai.OpenAIError, ValueError) as error:
+                reason = f"a reply that is no chat completion: {error}"
+                continue
+            text, reason = _answer(reply)
+            if text is not None:
+                return text
+        raise self._none(reason)
+
+    def _refused(self, error: Any) -> UserError:
+        """What a status means."""
+        code, said = error.status_code, f"status {error.status_code}: {error.message}"
+        if code >= 500 or code in PASSING:
+            return self._none(said)
+        if code < 400:
+            to = self._hidden(str(error.response.headers.get("location")))
+            return ConfigError(f"{self.url} redirects to {to}, and redirects are not followed: give the address itself")
+        return ConfigError(f"{self.url} refuses model {self.model!r}: {self._hidden(said)}")
+
+    def _none(self, reason: str) -> EndpointError:
+        return EndpointError(
+            f"{self.url} gave no answer, tried up to {self.retries + 1} times; the last: {self._hidden(reason)}"
+        )
 
     def _hidden(self, text: str) -> str:
-        """The text without the key, which some servers repeat."""
-        return text.replace(self._key, "***") if self._key else text
+        """A line without the key, which some servers repeat."""
+        whole = text.replace(self._key, "***") if self._key else text
+        return " ".join(whole.split())[:300]
+
+    def _only_what_is_meant(self, request: Any) -> None:
+        for name in list(request.headers):
+            if name.lower() not in SENT:
+                del request.headers[name]
+        request.headers["Authorization"] = f"Bearer {self._key or PLACEHOLDER}"
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any) -> None:
-        """None makes it an HTTPError."""
-        return None
-
-
-def _content(reply: Any) -> str:
-    """The text of a chat completion."""
-    text = reply["choices"][0]["message"]["content"]
-    if not isinstance(text, str):
-        raise ValueError("the reply holds no text")
-    return text
-
-
-def _seconds(header: str | None) -> float:
+def _address(base_url: str) -> str:
+    """The address without its last slash, if it is one."""
     try:
-        return max(0.0, float(header or 0))
-    except ValueError:  # a date, which we do not read
-        return 0.0
+        parts = urlsplit(base_url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        parts, host = urlsplit(""), None
+    good = parts.scheme in ("http", "https") and host and re.fullmatch(r"[\w.:%-]+", host)
+    if not good or any(c.isspace() or not c.isprintable() for c in base_url):
+        raise ConfigError(f"base_url is an address such as http://localhost:8000/v1, not {base_url!r}")
+    if parts.query or parts.fragment or parts.username is not None or parts.password is not None:
+        # Not shown: it may hold a key.
+        raise ConfigError("base_url is an address alone, without a name, a password or parameters: see key_env")
+    return base_url.rstrip("/")
+
+
+def _key(variable: str) -> str:
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ConfigError(f"the environment variable {variable} holds no API key: export it, or name another one")
+    if not re.fullmatch(r"[!-~]+", key):
+        raise ConfigError(f"the environment variable {variable} holds characters that no API key has")
+    return key
+
+
+def _answer(reply: Any) -> tuple[str | None, str]:
+    """The text of a chat completion, or None and why there is none."""
+    try:
+        choice = reply.choices[0]
+        text, ended = choice.message.content, choice.finish_reason
+        refused = ended == "content_filter" or getattr(choice.message, "refusal", None)
+    except (AttributeError, TypeError, IndexError):
+        return None, "a reply that is no chat completion"
+    if isinstance(text, str) and text.strip():
+        return text, ""
+    if refused:
+        return "", ""
+    why = ": it came to max_tokens before any, perhaps in its thoughts" if ended == "length" else ""
+    return None, f"a reply without text{why}"

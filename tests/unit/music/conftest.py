@@ -1,4 +1,9 @@
-"""Music whose truth is known because it is made here, of sines and clicks."""
+"""Music whose truth is known because it is made here, of sines and clicks; and a server that answers like a model."""
+
+import http.server
+import json
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -52,3 +57,64 @@ class Synth:
 @pytest.fixture(scope="session")
 def synth():
     return Synth()
+
+
+class FakeServer(http.server.ThreadingHTTPServer):
+    """An OpenAI-compatible server that gives these replies in turn, the last of them for ever.
+
+    A reply is a status, headers and a body; or a number of seconds to wait before it hangs up.
+    """
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), FakeHandler)
+        self.replies, self.asked = [self.chat("yes")], []
+        self.lock = threading.Lock()
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+
+    @staticmethod
+    def chat(text, finish="stop", **message):
+        """A chat completion, as the API's reference has it."""
+        choice = {"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": finish}
+        return 200, {}, {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+
+    @staticmethod
+    def error(status, text, **headers):
+        """An error that asks to come back at once, so that tests do not wait."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return status, {"retry-after-ms": "1", **named}, {"error": {"message": text, "type": "x"}}
+
+
+class FakeHandler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.asked.append((self.path, dict(self.headers), body))
+            replies = self.server.replies
+            reply = replies.pop(0) if len(replies) > 1 else replies[0]
+        if callable(reply):
+            reply = reply(body["messages"][0]["content"])
+        if isinstance(reply, float):
+            time.sleep(reply)
+            return
+        status, headers, body = reply
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": len(raw), **headers}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    made = FakeServer()
+    thread = threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield made
+    made.shutdown()
+    made.server_close()
