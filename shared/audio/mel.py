@@ -114,7 +114,7 @@ class LogMel:
             raise BadDataError(f"audio must be mono, one row of samples, not of shape {tuple(clip.shape)}")
         if not len(clip):
             raise BadDataError("an audio clip has no samples")
-        if not torch.isfinite(clip).all():
+        if not torch.isfinite(clip.sum()):  # one pass; a sample that is not finite makes the sum so
             raise BadDataError("an audio clip holds samples that are not finite")
         clip = clip[: self.max_windows * self.samples]
         parts = clip.split(self.samples)
@@ -136,15 +136,19 @@ class LogMel:
         if len(filled) == self.samples:
             right = filled[-half - 1 : -1].flip(0)
         signal = torch.cat([left, filled, right])
-        tapers, filters = self._tables
-        pieces = signal.unfold(0, self.n_fft, self.hop)[:frames] * tapers
-        power = torch.view_as_real(torch.fft.rfft(pieces)).square_().sum(-1)
-        mel = (power @ filters).clamp_(min=1e-10).log10_()
-        return ((torch.maximum(mel, mel.max() - 8.0) + 4.0) / 4.0).T
+        taper, filters = self._tables
+        pieces = signal.unfold(0, self.n_fft, self.hop)[:frames] * taper
+        real, imaginary = torch.view_as_real(torch.fft.rfft(pieces)).unbind(-1)
+        power = real.square().addcmul_(imaginary, imaginary)
+        mel = torch.cat([power[:, bins] @ weights for bins, weights in filters], 1).clamp_(min=1e-10).log10_()
+        return torch.maximum(mel, mel.max() - 8.0).add_(4.0).div_(4.0).T
 
     @cached_property
-    def _tables(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The taper (n_fft,) and the mel filters (n_fft // 2 + 1, M)."""
+    def _tables(self) -> tuple[torch.Tensor, list[tuple[slice, torch.Tensor]]]:
+        """The taper (n_fft,), and the mel filters in eight groups: the bins that a group has weights for, and those.
+
+        Neighbouring filters share their few bins, so that the groups together are a fraction of the whole matrix.
+        """
         functional: Any = require("torchaudio.functional", "audio")
         width = self.window or self.n_fft
         before = (self.n_fft - width) // 2
@@ -152,4 +156,10 @@ class LogMel:
         bins = self.n_fft // 2 + 1
         top = self.rate / 2
         filters = functional.melscale_fbanks(bins, 0.0, top, self.n_mels, self.rate, norm="slaney", mel_scale="slaney")
-        return taper, filters
+        groups = []
+        for part in filters.split(math.ceil(self.n_mels / 8), dim=1):
+            # A filter narrower than a bin may have none at all.
+            used = part.any(1).nonzero()[:, 0].tolist() or [0]
+            bins_used = slice(used[0], used[-1] + 1)
+            groups.append((bins_used, part[bins_used].contiguous()))
+        return taper, groups
