@@ -34,7 +34,7 @@ class PassAt:
         environment: None asks each example's verifier once.
         prompts_at_once: prompts that are completed together.
         label: put before the names of the numbers.
-        by: a key of ``meta``: pass@1 is reported for each of its values too, where an example has it.
+        by: a key of ``meta``, or several: pass@1 is reported for each of its values too, where an example has it.
     """
 
     name = "pass_at"
@@ -48,11 +48,12 @@ class PassAt:
         environment: Environment | None = None,
         prompts_at_once: int = 64,
         label: str = "",
-        by: str | None = None,
+        by: str | Sequence[str] | None = None,
     ):
         if not k or min(k) < 1 or max(k) > samples:
             raise ConfigError(f"pass@k needs k between 1 and samples={samples}, not {list(k)}")
-        self.samples, self.k, self.by = samples, list(k), by
+        self.samples, self.k = samples, list(k)
+        self.by = [by] if isinstance(by, str) else list(by or ())
         self.sampling = sampling or Sampling(64)
         if samples > 1 and self.sampling.temperature == 0:
             raise ConfigError("several samples of a greedy policy are one: set the protocol's sampling.temperature")
@@ -74,12 +75,12 @@ class PassAt:
             "length": sum(row.tokens for row in rows) / len(rows),
             "errors": float(sum(row.verdict.status == "error" for row in rows)),
         }
-        if self.by is not None:
+        for key in self.by:
             kinds: dict[str, list[float]] = {}
             for group, mean in zip(groups, means, strict=True):
-                if self.by in (meta := group.example.get("meta", {})):
-                    kinds.setdefault(str(meta[self.by]), []).append(mean)
-            out |= {f"pass@1/{self.by}={kind}": sum(here) / len(here) for kind, here in sorted(kinds.items())}
+                if key in (meta := group.example.get("meta", {})):
+                    kinds.setdefault(str(meta[key]), []).append(mean)
+            out |= {f"pass@1/{key}={kind}": sum(here) / len(here) for kind, here in sorted(kinds.items())}
         return {f"{self.prefix}{name}": value for name, value in out.items()}
 
     def play(self, model: nn.Module, examples: Sequence[Example]) -> list[Group]:

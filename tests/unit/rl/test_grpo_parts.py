@@ -155,12 +155,14 @@ def test_pass_at_counts_what_the_environment_says(llama, chats, scored):
     verdicts = {"q0": Verdict(1.0), "q1": Verdict(0.5), "q2": Verdict(1.0, "error")}
     examples = chats("a", "b", "c")
     for example, kind in zip(examples, ("x", "y", "x"), strict=True):
-        example["meta"] = {"kind": kind}
-    protocol = PassAt(environment=scored(lambda text, e: verdicts[e["id"]]), sampling=Sampling(3), by="kind", label="g")
+        example["meta"] = {"kind": kind, "place": "here"}
+    by = ["kind", "place"]
+    protocol = PassAt(environment=scored(lambda text, e: verdicts[e["id"]]), sampling=Sampling(3), by=by, label="g")
     found = protocol(llama().eval(), examples)
     assert found["g/pass@1"] == pytest.approx(1 / 3)
     assert found["g/errors"] == 1
     assert (found["g/pass@1/kind=x"], found["g/pass@1/kind=y"]) == (0.5, 0.0)
+    assert found["g/pass@1/place=here"] == found["g/pass@1"]
     examples[1]["meta"] = {}
     assert [name for name in protocol(llama().eval(), examples) if "kind" in name] == ["g/pass@1/kind=x"]
 
