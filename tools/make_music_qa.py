@@ -62,6 +62,11 @@ def model_of(given: argparse.Namespace) -> Callable[[str], str] | None:
             if getattr(given, name) is None:
                 raise ConfigError(f"--writer {given.writer} needs --{name.replace('_', '-')}")
 
+    for name, writer in {**dict.fromkeys(("base_url", "model", "key_env"), "endpoint"), "checkpoint": "local"}.items():
+        if getattr(given, name) is not None and given.writer != writer:
+            raise ConfigError(f"--{name.replace('_', '-')} belongs to --writer {writer}, not {given.writer}")
+    if given.questions is not None and given.questions < 0:
+        raise ConfigError(f"--questions is 0 or more, not {given.questions}")
     if given.writer == "template":
         if given.judge:
             raise ConfigError("--judge needs a model: --writer endpoint or local")
@@ -89,7 +94,7 @@ def main() -> None:
     """Run the stages and print one report."""
     given = parser().parse_args()
     with short_answers():
-        from bestiary.shared.music.extract import installed_tools
+        from bestiary.shared.music.extract import check_tools
         from bestiary.shared.music.filter import Judge
         from bestiary.shared.music.pipeline import Pipeline
         from bestiary.shared.music.write import ModelWriter, TemplateWriter, template_thoughts, write_thoughts
@@ -99,17 +104,18 @@ def main() -> None:
         options: dict[str, Any] = {}
         if complete is None:
             options["writer"] = TemplateWriter(**count)
-            options["thinker"] = (lambda record, item: template_thoughts(record) or None) if given.think else None
+            if given.think:
+                options["thinker"] = lambda record, item, captions: template_thoughts(record) or None
         else:
             options["writer"] = ModelWriter(complete, **count)
             options["judge"] = Judge(complete) if given.judge else None
             if given.think:
-                options["thinker"] = lambda record, item: write_thoughts(complete, record, item)
+                options["thinker"] = lambda *told: write_thoughts(complete, *told)
         if given.listener is not None:
             from bestiary.shared.music.models import listener, load_model
 
             options["listener"] = listener(load_model(given.listener))
-        tools = installed_tools() if given.tools is None else given.tools.split(",")
+        tools = check_tools(None if given.tools is None else [name.strip() for name in given.tools.split(",")])
         names = (
             "writer",
             "questions",

@@ -42,6 +42,21 @@ def installed_tools() -> list[str]:
     return [name for name in TOOLS if importlib.util.find_spec(name) is not None]
 
 
+def check_tools(tools: Sequence[str] | None) -> list[str]:
+    """These tools, each once and in the order of :data:`TOOLS`; None is all that are installed.
+
+    Raises:
+        ConfigError: for a tool that is unknown or not installed.
+    """
+    there = installed_tools()
+    for name in tools or ():
+        if name not in TOOLS:
+            raise ConfigError(f"there is no tool {name!r}; tools are {', '.join(TOOLS)}, and librosa is always used")
+        if name not in there:
+            raise ConfigError(f"{name} is not installed; there are {', '.join(there) or 'none'}")
+    return [name for name in there if tools is None or name in tools]
+
+
 def extract(path: Path | str, tools: Sequence[str] | None = None) -> Record:
     """The record of an audio file.
 
@@ -61,10 +76,7 @@ def extract(path: Path | str, tools: Sequence[str] | None = None) -> Record:
         ConfigError: for a tool that is unknown or not installed.
     """
     path = Path(path)
-    wanted = installed_tools() if tools is None else list(tools)
-    missing = [name for name in wanted if name not in installed_tools()]
-    if missing:
-        raise ConfigError(f"{missing[0]} is not installed; tools are {', '.join(TOOLS)}, and librosa is always used")
+    wanted = check_tools(tools)
     record = measure(read_audio(path, RATE), RATE)
     record.seconds = duration(path)
     if "madmom" in wanted:
@@ -96,7 +108,8 @@ def measure(samples: np.ndarray, rate: int) -> Record:
     best = key_of(chroma.mean(1))
     if best is not None:
         record.values["Key"] = Value(name_pitch(best[0]), f"Krumhansl-Schmuckler on {source}", round(best[1], 3))
-    edges = [b for b in record.beats if 0 < b < record.seconds]
+    # A beat at either end would leave a chord of no length.
+    edges = [b for b in record.beats if 0.05 < b < record.seconds - 0.05]
     if len(edges) < 2:
         edges = list(np.arange(0.5, record.seconds, 0.5))
     record.chords = chords_of(chroma, HOP / rate, [0.0, *edges, record.seconds])
@@ -218,7 +231,8 @@ def _known(path: Path, record: Record) -> None:
         return
     try:
         known = json.loads(_text(path))
-    except ValueError as error:
+        json.dumps(known, ensure_ascii=False).encode()  # half a character could not be written again
+    except (ValueError, RecursionError) as error:
         raise BadDataError(f"{path} is not JSON: {error}") from error
     if not isinstance(known, dict):
         raise BadDataError(f"{path} is no object of categories and values")

@@ -6,7 +6,7 @@ are not public; ours are the constants below.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bestiary.shared.music import prompts
@@ -31,18 +31,23 @@ def contradictions(item: Item, record: Record) -> list[Claim]:
     return [claim for claim in found if not claim.right and claim.start >= len(asked)]
 
 
-def fault(item: Item, record: Record, judge: Callable[[Item, Record], str | None] | None = None) -> str | None:
+def fault(
+    item: Item,
+    record: Record,
+    judge: Callable[[Item, Record, Sequence[str]], str | None] | None = None,
+    captions: Sequence[str] = (),
+) -> str | None:
     """Why an item is dropped, or None if it is kept; the judge is asked about what the rules keep."""
     wrong = contradictions(item, record)
     if wrong:
         return f"contradicts {wrong[0].category}"
     if item.task != "caption" and plain(item.answer) in plain(item.question):
         return "the question holds its answer"
-    return None if judge is None else judge(item, record)
+    return None if judge is None else judge(item, record, captions)
 
 
 class Judge:
-    """A language model that scores items against the record.
+    """A language model that scores items against the record and the initial captions: all that the writer was told.
 
     Args:
         complete: the model. keep: the lowest score of ten that passes.
@@ -51,11 +56,11 @@ class Judge:
     def __init__(self, complete: Complete, keep: float = KEEP):
         self.complete, self.keep = complete, keep
 
-    def __call__(self, item: Item, record: Record) -> str | None:
+    def __call__(self, item: Item, record: Record, captions: Sequence[str] = ()) -> str | None:
         """Why the item is dropped, or None."""
         listed = " / ".join(item.options)
         shown = f"{item.question} {listed}\n{item.answer}"
-        score = ask_json(self.complete, prompts.JUDGE.format(facts=facts_of(record, ()), item=shown), _score)
+        score = ask_json(self.complete, prompts.JUDGE.format(facts=facts_of(record, captions), item=shown), _score)
         if score is None:
             return "the judge gave no score"
         return None if score >= self.keep else "the judge scored it low"

@@ -25,7 +25,9 @@ import numpy as np
 
 from bestiary.shared.audio.files import SUFFIXES, duration, read_audio
 from bestiary.shared.core.errors import BadDataError, ConfigError, UserError
-from bestiary.shared.music.extract import extract
+from bestiary.shared.data.audio_qa import RATES
+from bestiary.shared.data.user_files import Header, NoHeader, audio_headers, first_faults
+from bestiary.shared.music.extract import check_tools, extract
 from bestiary.shared.music.filter import fault
 from bestiary.shared.music.records import Record, record_from
 from bestiary.shared.music.rows import Rows
@@ -38,8 +40,11 @@ STAGES = ("captions", "metadata", "written", "kept")
 SEGMENT_S = 30.0
 """Length of what an initial caption describes; the paper's."""
 
-SHOWN = 20
-"""Files that the report lists."""
+LONGEST_S = 1200.0
+"""The longest clip that ``dataset=audio_qa_jsonl`` takes, unless it is told otherwise."""
+
+BESIDE = (".txt", ".json")
+"""Endings of what lies beside a piece: its words, and what the user knows of it."""
 
 Writer = Callable[[Record, Sequence[str], str], Written]
 Listener = Callable[[np.ndarray, int], str]
@@ -57,10 +62,7 @@ class Report:
     out: Path = Path()
 
     def __str__(self) -> str:
-        lines = [f"{self.files} audio files, {len(self.unusable)} of them unusable"]
-        lines += [f"  {reason}" for reason in list(self.unusable.values())[:SHOWN]]
-        if len(self.unusable) > SHOWN:
-            lines.append(f"  and {len(self.unusable) - SHOWN} more")
+        lines = [self.found()]
         total = sum(self.made.values())
         kinds = ", ".join(f"{count} {task}" for task, count in sorted(self.made.items()))
         lines.append(f"{total} rows made" + (f": {kinds}" if kinds else ""))
@@ -68,6 +70,11 @@ class Report:
             lines.append(f"{self.thoughts} of them with thoughts")
         lines += [f"{count} dropped: {reason}" for reason, count in self.dropped.most_common()]
         return "\n".join([*lines, f"written to {self.out}: dataset=audio_qa_jsonl dataset.path={self.out}"])
+
+    def found(self) -> str:
+        """How many files there are, and which could not be used."""
+        head = f"{self.files} audio files, {len(self.unusable)} of them unusable"
+        return "\n".join([head, first_faults(list(self.unusable.values()))]) if self.unusable else head
 
 
 class Pipeline:
@@ -82,8 +89,8 @@ class Pipeline:
         out: folder of the results.
         writer: of stage 3.
         listener: of stage 1, or None for no initial captions.
-        judge: of stage 4, beside the rules, or None.
-        thinker: (record, item) to a chain of thought, which is checked, or None for no thoughts.
+        judge: of stage 4, beside the rules: (record, item, initial captions) to why an item is dropped, or None.
+        thinker: (record, item, initial captions) to a chain of thought, which is checked; None for no thoughts.
         tools: of stage 2, see :func:`~bestiary.shared.music.extract.extract`.
         workers: pieces at once, in processes for stage 2 and threads for 3 and 4.
         settings: what the rows depend on, as plain data; a folder begun with others is refused.
@@ -96,8 +103,8 @@ class Pipeline:
         out: Path,
         writer: Writer,
         listener: Listener | None = None,
-        judge: Callable[[Item, Record], str | None] | None = None,
-        thinker: Callable[[Record, Item], str | None] | None = None,
+        judge: Callable[[Item, Record, Sequence[str]], str | None] | None = None,
+        thinker: Callable[[Record, Item, Sequence[str]], str | None] | None = None,
         tools: Sequence[str] | None = None,
         workers: int = 1,
         settings: Mapping[str, Any] | None = None,
@@ -106,7 +113,8 @@ class Pipeline:
         if workers < 1:
             raise ConfigError(f"workers is 1 or more, not {workers}")
         self.folder, self.out, self.workers, self.say = folder, out, workers, say
-        self.writer, self.listener, self.judge, self.thinker, self.tools = writer, listener, judge, thinker, tools
+        self.writer, self.listener, self.judge, self.thinker = writer, listener, judge, thinker
+        self.tools = check_tools(tools)
         self.settings = dict(settings or {})
 
     def run(self) -> Report:
@@ -114,29 +122,33 @@ class Pipeline:
 
         Raises:
             BadDataError: without any usable audio, or for audio that changed since its rows were made.
-            ConfigError: for other settings than those the folder was begun with, or a folder that another run fills.
+            ConfigError: for other settings than those the folder was begun with, a folder that another run fills, or
+                one inside the music.
         """
         if not self.folder.is_dir():
             raise BadDataError(f"{self.folder} is no folder")
+        music, results = self.folder.resolve(), self.out.resolve()
+        if music in (results, *results.parents):
+            # settings.json would be what is known of settings.wav.
+            raise ConfigError(f"{self.out} is inside {self.folder}: give an --out that is not")
+        report, names = self._look()
+        self._some(names, report)  # before there is a folder that a right --folder could not go on with
         self.out.mkdir(parents=True, exist_ok=True)
         with self._alone():
             self._same_settings()
-            report, names = self._look()
-            if not names:
-                raise BadDataError(f"{self.folder}: no usable audio ({', '.join(SUFFIXES)})\n{report}")
             rows = {stage: Rows(self.out / f"{stage}.jsonl") for stage in STAGES}
-            self._unchanged(rows["metadata"], names)
+            self._unchanged(rows, names)
             if self.listener is not None:
                 self._stage(rows["captions"], names, self._listen, None, report)
             pool = _processes(self.workers) if self.workers > 1 else None
             jobs = {name: (str(self.folder / name), self.tools) for name in names}
             self._stage(rows["metadata"], names, _measured, pool, report, jobs)
-            names = [name for name in names if name not in report.unusable]
+            names = self._some(names, report)
             for stage, work in (("written", self._write), ("kept", self._keep)):
                 pool = ThreadPoolExecutor(self.workers) if self.workers > 1 else None
                 jobs = {name: (name, rows) for name in names}
                 self._stage(rows[stage], names, work, pool, report, jobs)
-            self._publish(rows, names, report)
+            self._publish(rows, self._some(names, report), report)
         return report
 
     # ---------------------------------------------------------------------------------------------- stages
@@ -152,7 +164,8 @@ class Pipeline:
     ) -> None:
         """Add a row for every name that has none. BadDataError of a piece is reported; any other error ends the run."""
         todo = [name for name in names if name not in rows and name not in report.unusable]
-        for number, (name, result) in enumerate(self._results(work, todo, pool, jobs), len(names) - len(todo) + 1):
+        results = self._results(work, todo, pool, jobs, self.workers)
+        for number, (name, result) in enumerate(results, len(names) - len(todo) + 1):
             if isinstance(result, BadDataError):
                 report.unusable[name] = str(result)
             else:
@@ -166,6 +179,7 @@ class Pipeline:
         todo: Sequence[str],
         pool: Executor | None,
         jobs: Mapping[str, tuple[Any, ...]] | None,
+        workers: int,
     ) -> Iterator[tuple[str, Any]]:
         def arguments(name: str) -> tuple[Any, ...]:
             return (name,) if jobs is None else jobs[name]
@@ -179,7 +193,9 @@ class Pipeline:
             return
         try:
             waiting = iter(todo)
-            running = {pool.submit(work, *arguments(name)): name for name in itertools.islice(waiting, 32)}
+            # Enough to keep all workers busy; a row is on the disk soon after its piece is done.
+            first = itertools.islice(waiting, 2 * workers)
+            running = {pool.submit(work, *arguments(name)): name for name in first}
             while running:
                 done, _ = wait(running, return_when="FIRST_COMPLETED")
                 for future in done:
@@ -197,28 +213,27 @@ class Pipeline:
 
     def _listen(self, name: str) -> dict[str, Any]:
         path = self.folder / name
-        length, said = duration(path), []
+        found, length, said = stamp(path, ()), duration(path), []
         for start in np.arange(0.0, length, SEGMENT_S):
             end = min(length, float(start) + SEGMENT_S)
             if end - start >= 1.0 or not said:
                 said.append(self.listener(read_audio(path, 16000, float(start), end), 16000))  # type: ignore[misc]
-        return {"captions": said}
+        return {"stamp": found, "captions": said}
 
     def _write(self, name: str, rows: Mapping[str, Rows]) -> dict[str, Any]:
-        captions = rows["captions"][name]["captions"] if name in rows["captions"] else []
-        written = self.writer(self._record(rows, name), captions, name)
+        written = self.writer(self._record(rows, name), self._captions(rows, name), name)
         return {"items": [item.to_json() for item in written.items], "dropped": dict(written.dropped)}
 
     def _keep(self, name: str, rows: Mapping[str, Rows]) -> dict[str, Any]:
-        record = self._record(rows, name)
+        record, captions = self._record(rows, name), self._captions(rows, name)
         items, dropped = [], Counter(rows["written"][name]["dropped"])
         for item in (Item(**values) for values in rows["written"][name]["items"]):
-            reason = fault(item, record, self.judge)
+            reason = fault(item, record, self.judge, captions)
             if reason is not None:
                 dropped[f"{'caption' if item.task == 'caption' else 'question'}: {reason}"] += 1
                 continue
             if self.thinker is not None:
-                chain = self.thinker(record, item)
+                chain = self.thinker(record, item, captions)
                 item.think = None if chain is None else check_chain(chain, record).text
                 if item.think is None:
                     dropped["thoughts: none" if chain is None else "thoughts: too many wrong steps"] += 1
@@ -229,33 +244,42 @@ class Pipeline:
     def _record(rows: Mapping[str, Rows], name: str) -> Record:
         return record_from(rows["metadata"][name]["record"], f"{rows['metadata'].path}: {name}")
 
+    @staticmethod
+    def _captions(rows: Mapping[str, Rows], name: str) -> list[str]:
+        return rows["captions"][name]["captions"] if name in rows["captions"] else []
+
     # ---------------------------------------------------------------------------------------------- around them
 
     def _look(self) -> tuple[Report, list[str]]:
-        """All audio by its path from the folder, and what of it cannot be read."""
-        report = Report(out=self.out / "audio_qa.jsonl")
-        names = []
-        for path in sorted(self.folder.rglob("*")):
-            if path.suffix.lower() not in SUFFIXES or not path.is_file():
-                continue
+        """All audio by its path from the folder, and what of it cannot be used."""
+        paths = [path for path in sorted(self.folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+        headers = audio_headers(path for path in paths if is_text(path))
+        report, names = Report(len(paths), out=self.out / "audio_qa.jsonl"), []
+        for path in paths:
             name = path.relative_to(self.folder).as_posix()
-            report.files += 1
-            try:
-                if duration(path) <= 0:
-                    raise BadDataError(f"{path} has no samples")
-            except BadDataError as error:
-                report.unusable[name] = str(error)
-            else:
-                names.append(name)
-        return report, names
+            names.append(name)
+            reason = why_not(path, headers[path]) if path in headers else f"{str(path)!a}: its name is not UTF-8"
+            if reason is not None:
+                report.unusable[name] = reason
+        return report, [name for name in names if name not in report.unusable]
 
-    def _unchanged(self, rows: Rows, names: Sequence[str]) -> None:
-        changed = [name for name in names if name in rows and rows[name]["stamp"] != stamp(self.folder / name)]
-        if changed:
-            raise BadDataError(
-                f"{len(changed)} of the files in {self.folder} changed since {rows.path} was made, for example "
-                f"{changed[0]}: give another --out, or delete {self.out}"
-            )
+    def _some(self, names: Sequence[str], report: Report) -> list[str]:
+        """Those that can be used; BadDataError where there are none."""
+        found = [name for name in names if name not in report.unusable]
+        if not found:
+            more = f"\n{report.found()}" if report.unusable else ""
+            raise BadDataError(f"{self.folder} holds no usable audio ({', '.join(SUFFIXES)}){more}")
+        return found
+
+    def _unchanged(self, rows: Mapping[str, Rows], names: Sequence[str]) -> None:
+        for made, beside in (rows["captions"], ()), (rows["metadata"], BESIDE):
+            done = [name for name in names if name in made]
+            changed = [name for name in done if made[name]["stamp"] != stamp(self.folder / name, beside)]
+            if changed:
+                raise BadDataError(
+                    f"{len(changed)} of the files in {self.folder}, or what lies beside them, changed since "
+                    f"{made.path} was made, for example {changed[0]}: give another --out, or delete {self.out}"
+                )
 
     def _same_settings(self) -> None:
         file = self.out / "settings.json"
@@ -264,9 +288,9 @@ class Pipeline:
             write_whole(file, json.dumps(ours, indent=2) + "\n")
             return
         try:
-            theirs = json.loads(file.read_text())
-        except ValueError as error:
-            raise BadDataError(f"{file} is not JSON: {error}") from error
+            theirs = dict(json.loads(file.read_text()))
+        except (ValueError, TypeError) as error:
+            raise BadDataError(f"{file} holds no settings ({error}): give another --out") from error
         differ = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
         if differ:
             was = ", ".join(f"{key} {theirs.get(key)!r} (now {ours.get(key)!r})" for key in differ)
@@ -317,9 +341,31 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def stamp(path: Path) -> str:
+def is_text(path: Path) -> bool:
+    """Whether a path can be written into a file: a name may hold any bytes."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def why_not(path: Path, header: Header | NoHeader) -> str | None:
+    """Why ``dataset=audio_qa_jsonl`` would refuse a file, and all others with it; None if it would not."""
+    if isinstance(header, NoHeader):
+        return header.text
+    if header.frames <= 0:
+        return f"{path} has no samples"
+    if not RATES[0] <= header.rate <= RATES[1]:
+        return f"{path} claims {header.rate} samples a second"
+    if header.frames > LONGEST_S * header.rate:
+        return f"{path} is {header.frames / header.rate:.0f} s long, more than {LONGEST_S:.0f}: cut it into parts"
+    return None
+
+
+def stamp(path: Path, beside: Sequence[str] = BESIDE) -> str:
     """Size and time of an audio file and of what lies beside it: other ones make another record."""
-    there = [p for p in (path, path.with_suffix(".txt"), path.with_suffix(".json")) if p.is_file()]
+    there = [p for p in (path, *map(path.with_suffix, beside)) if p.is_file()]
     return " ".join(f"{p.suffix}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in there)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ class Rows(Mapping[str, dict[str, Any]]):
     """
 
     def __init__(self, path: Path):
-        self.path, self._lock = path, threading.Lock()
+        self.path = path
         self._rows: dict[str, dict[str, Any]] = {}
         if not path.exists():
             return
@@ -34,29 +34,29 @@ class Rows(Mapping[str, dict[str, Any]]):
         for number, line in enumerate(whole.split(b"\n")[:-1], 1):
             try:
                 row = json.loads(line)
-                name = row["id"]
+                again = row["id"] in self._rows
             except (ValueError, KeyError, TypeError) as error:
-                raise BadDataError(f"{path}: line {number} is no row: {error}") from error
-            if name in self._rows:
-                raise BadDataError(f"{path}: line {number} has the id {name!r} of a line before")
-            self._rows[name] = row
+                raise BadDataError(f"{path}: line {number} is no row: {error!r}") from error
+            if again:
+                raise BadDataError(f"{path}: line {number} has the id {row['id']!r} of a line before")
+            self._rows[row["id"]] = row
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a row whose id is new."""
         line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
-        with self._lock:
-            if row["id"] in self._rows:
-                raise ValueError(f"{row['id']!r} is there already")
-            with self.path.open("ab") as handle:
-                size = handle.tell()
-                try:
-                    handle.write(line)
-                    handle.flush()
-                    os.fsync(handle.fileno())
-                except OSError:  # a full disk: what follows must not stand behind half a line
-                    os.truncate(self.path, size)
-                    raise
-            self._rows[row["id"]] = row
+        if row["id"] in self._rows:
+            raise ValueError(f"{row['id']!r} is there already")
+        # Without a buffer, which would write what is left of a line when the file is closed after an error.
+        with self.path.open("ab", buffering=0) as handle:
+            size = handle.tell()
+            try:
+                if handle.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+                os.fsync(handle.fileno())
+            except OSError:  # a full disk: what follows must not stand behind half a line
+                os.truncate(self.path, size)
+                raise
+        self._rows[row["id"]] = row
 
     def __getitem__(self, name: str) -> dict[str, Any]:
         return self._rows[name]

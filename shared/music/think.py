@@ -60,16 +60,21 @@ def check_chain(chain: str, record: Record, limit: float = LIMIT) -> Chain:
 
 
 def mended(text: str, found: list[Claim], record: Record) -> str | None:
-    """The text with its wrong values replaced by the record's, or None where that cannot be done."""
+    """The text with its wrong values replaced by the record's, or None where that cannot be done.
+
+    Nor is it where a step names several values of one category: "from 60 to 90 bpm" would go from one to the same.
+    """
     for claim in sorted(found, key=lambda claim: -claim.start):
         if claim.right:
             continue
         values = record.texts(claim.category)
-        if len(values) != 1:
+        if len(values) != 1 or sum(other.category == claim.category for other in found) > 1:
             return None
         before = text[: claim.start]
         if re.search(r"\b[Aa]n? $", before):
-            sounds = "n" if re.match(r"[AaEeFfIiOo]|8|1[18]\b", values[0]) and not values[0].startswith("f") else ""
-            before = re.sub(r"n? $", f"{sounds} ", before)
-        text = before + values[0] + text[claim.end :]
+            # As it is said: an A, an E, an F sharp, an 80, an 11, an organ.
+            vowel = re.match(r"[AaEeIiOo]|F\b|8|1[18]\b", values[0])
+            before = re.sub(r"n? $", "n " if vowel else " ", before)
+        value = values[0] if before.strip() else values[0][0].upper() + values[0][1:]
+        text = before + value + text[claim.end :]
     return text if all(claim.right for claim in claims(text, record)) else None

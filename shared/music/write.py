@@ -87,14 +87,22 @@ class ModelWriter:
                 out.dropped["questions: not the JSON asked for"] += 1
             else:
                 items, bad = found
-                out.items += items[: self.questions]
+                out.items += shuffled(items[: self.questions], name)
                 out.dropped.update({"question: not in the form asked for": bad} if bad else {})
         return out
 
 
-def write_thoughts(complete: Complete, record: Record, item: Item) -> str | None:
+def shuffled(items: list[Item], name: str) -> list[Item]:
+    """Items whose options stand in an order that is a function of the piece's name: models put the right one first."""
+    rng = np.random.default_rng(derive_seed("music-qa", "options", name))
+    for item in items:
+        item.options = [item.options[int(n)] for n in rng.permutation(len(item.options))]
+    return items
+
+
+def write_thoughts(complete: Complete, record: Record, item: Item, captions: Sequence[str] = ()) -> str | None:
     """A chain of thought that leads to an item's answer, one step a line; None where the model gives none."""
-    prompt = prompts.THOUGHTS.format(facts=facts_of(record, ()), question=_asked(item), answer=item.answer)
+    prompt = prompts.THOUGHTS.format(facts=facts_of(record, captions), question=_asked(item), answer=item.answer)
     return ask_json(complete, prompt, _steps)
 
 
@@ -166,6 +174,7 @@ def _steps(value: Any) -> str:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("no text")
+    value.encode()  # a ValueError where it holds half a character, which no file takes
     return value.strip()
 
 
@@ -197,10 +206,7 @@ class TemplateWriter:
         """Write about a piece; the order of options is a function of its name."""
         rng = np.random.default_rng(derive_seed("music-qa", name))
         items = [Item("caption", DESCRIBE, text)] if (text := describe(record)) else []
-        asked = _template_questions(record, rng)[: self.questions]
-        for item in asked:
-            item.options = [item.options[int(n)] for n in rng.permutation(len(item.options))]
-        return Written([*items, *asked])
+        return Written([*items, *shuffled(_template_questions(record, rng)[: self.questions], name)])
 
 
 SENTENCES = {

@@ -78,6 +78,24 @@ def test_nothing_is_said_of_silence_and_of_a_moment(samples):
     assert (record.values, record.beats, record.chords) == ({}, [], [])
 
 
+@pytest.mark.parametrize("beats", [[0.0, 0.0004, 1.0, 2.0, 2.9996], [0.01, 1.0, 2.0, 3.0]])
+def test_beats_at_either_end_leave_no_chord_without_length(monkeypatch, synth, beats):
+    """A record with one would be refused when it is read again."""
+    monkeypatch.setattr(module, "tempo", lambda samples, rate: (60.0, beats, 1.0))
+    chroma = np.random.default_rng(0).uniform(size=(12, 400)) * np.repeat([1, 0] * 200, 1)
+    monkeypatch.setattr(module, "chroma_of", lambda samples, rate: chroma)
+    record = measure(synth.notes([60], 3.0003), synth.rate)
+    assert record.chords[0].start == 0
+    assert record_from(json.loads(json.dumps(record.to_json()))) == record
+
+
+@pytest.mark.parametrize("seconds", [0.5, 0.6, 1.0, 1.7])
+def test_short_sounds(seconds):
+    noise = np.random.default_rng(0).normal(size=int(22050 * seconds)).astype(np.float32)
+    record = measure(noise, 22050)
+    assert record_from(record.to_json()) == record
+
+
 def test_a_held_note_has_no_tempo_to_speak_of_and_does_not_fail(synth):
     t = np.arange(22050 * 4) / 22050
     record = measure((0.3 * np.sin(2 * np.pi * 220 * t)).astype(np.float32), 22050)
@@ -122,9 +140,12 @@ def test_a_wrong_file_beside_it(song, content, words, monkeypatch):
         extract(song)
 
 
-def test_tools_that_are_not_there(song):
-    with pytest.raises(ConfigError, match="aubio is not installed; tools are librosa, madmom, essentia"):
+def test_tools_that_are_not_there(song, monkeypatch):
+    with pytest.raises(ConfigError, match="no tool 'aubio'; tools are librosa, madmom, essentia"):
         extract(song, ["aubio"])
+    monkeypatch.setattr(module, "installed_tools", lambda: ["librosa"])
+    with pytest.raises(ConfigError, match="madmom is not installed; there are librosa"):
+        extract(song, ["madmom"])
 
 
 def test_madmom_and_essentia_are_used_where_they_are(song, monkeypatch):
