@@ -12,21 +12,25 @@ from bestiary.shared.core.errors import ConfigError
 
 def main() -> None:
     """Load a checkpoint, read the paths, and let the model predict."""
-    cfg, _ = split_arguments("predict", sys.argv[1:], strict=True)
+    read, _ = split_arguments("predict", sys.argv[1:], strict=True)
+    from omegaconf import OmegaConf
+
     from bestiary.shared.core.build import check_arguments
     from bestiary.shared.core.checkpoint import find_checkpoint, load_checkpoint
     from bestiary.shared.core.device import pick_device
 
-    inputs = [cfg.inputs] if isinstance(cfg.inputs, str) else list(cfg.inputs)
+    # As they were given: a question or a path may hold ${…}.
+    cfg: Any = OmegaConf.to_container(read, resolve=False)
+    inputs = [cfg["inputs"]] if isinstance(cfg["inputs"], str) else list(cfg["inputs"])
     if not all(inputs):
         # The empty path is the folder that one stands in.
         raise ConfigError("inputs= holds an empty path: give files, with commas between and none at the end")
     given = options(cfg)
-    folder = find_checkpoint(cfg.checkpoint)
+    folder = find_checkpoint(cfg["checkpoint"])
     model, _ = load_checkpoint(folder)
-    out = Path(cfg.out) if cfg.out else Path.cwd() / "predictions"
-    check_arguments(type(model).predict, given, f"checkpoint={cfg.checkpoint}")
-    for path in model.to(pick_device(cfg.device)).predict([Path(p).expanduser() for p in inputs], out, **given):
+    out = Path(cfg["out"]) if cfg["out"] else Path.cwd() / "predictions"
+    check_arguments(type(model).predict, given, f"checkpoint={cfg['checkpoint']}")
+    for path in model.to(pick_device(cfg["device"])).predict([Path(p).expanduser() for p in inputs], out, **given):
         print(path)
 
 

@@ -99,7 +99,8 @@ class AudioQAJsonl:
         """Row k of the training split, all of them once before any comes again."""
         rows = self._rows("train", part)
         if not rows:
-            raise BadDataError(f"{self.path}: no row is to train on{' with thoughts' if part == 'think' else ''}")
+            lost = " with thoughts: give rows think, or leave that stage out (recipe.run)" if part == "think" else ""
+            raise BadDataError(f"{self.path}: no row is to train on{lost}")
         return self._example(rows[stream.shuffled(k, len(rows))], part)
 
     def held_out(self, split: str, part: str | None = None) -> Sequence[Example]:

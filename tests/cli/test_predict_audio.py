@@ -80,7 +80,7 @@ def test_one_question_of_several_files(tool, hears, tmp_path):
         tone(tmp_path / name)
     (tmp_path / "own.jsonl").write_text('{"audio": "a.wav", "question": "Who plays?"}\n\n{"audio": "b.mp3"}\n')
     files = ["a.wav", "b.mp3", "c d.flac", "own.jsonl"]
-    asked = "Is it in 3/4, or in 4/4?"
+    asked = "Is it in 3/4, or in ${x}?"
     arguments = [f"inputs={','.join(files)}", f"question={asked}", "facts=false", "max_new_tokens=3", "out=deep/out"]
     job = tool("predict", f"checkpoint={hears}", *arguments, cwd=tmp_path)
     assert job.returncode == 0, job.stderr
