@@ -103,6 +103,57 @@ def test_the_article_follows_the_value():
     assert check_chain(chain, record).text.startswith("It is a G major song at an 80 bpm pace. It goes on.")
 
 
+@pytest.mark.parametrize(
+    ("category", "value", "before", "after"),
+    [
+        ("Key", "F sharp minor", "It is a C major piece.", "It is an F sharp minor piece."),
+        ("Key", "E major", "It is a C major piece.", "It is an E major piece."),
+        ("Key", "B major", "It is an A major piece.", "It is a B major piece."),
+        ("Key", "A minor", "It stays in C major.", "It stays in A minor."),
+        ("Key", "A minor", "C major is its key.", "A minor is its key."),
+        ("BPM", 110.0, "It has an 80 bpm pulse.", "It has a 110 bpm pulse."),
+        ("BPM", 180.0, "It has an 80 bpm pulse.", "It has a 180 bpm pulse."),
+        ("BPM", 84.5, "It has a 120 bpm pulse.", "It has an 84.5 bpm pulse."),
+        ("Meter", "3/4", "It is an 8/8 tune.", "It is a 3/4 tune."),
+        ("Meter", "11/8", "It is a 4/4 tune.", "It is an 11/8 tune."),
+        ("Instruments", "French horn", "An oboe plays.", "A French horn plays."),
+        ("Instruments", "flute", "An oboe plays.", "A flute plays."),
+        ("Instruments", "organ", "A flute plays.", "An organ plays."),
+        ("Instruments", "piano", "Oboes lead.", "Piano lead."),
+    ],
+)
+def test_a_mended_step_reads_on(category, value, before, after):
+    record = Record(1.0, {category: Value(value, "made")})
+    (step, *_) = check_chain(before + " It goes on." * 4, record).steps
+    assert (step.verdict, step.kept) == ("wrong", after)
+
+
+@pytest.mark.parametrize(
+    "step", ["It goes from 60 bpm to 90 bpm.", "It is at 120 bpm, then at 90 bpm.", "In G major or in C major."]
+)
+def test_a_step_with_two_values_of_a_category_cannot_be_mended(step):
+    """It would go from one value to the same."""
+    checked = check_chain(step + " It goes on." * 4, RECORD)
+    assert checked.steps[0].kept is None
+    assert checked.text == "It goes on. It goes on. It goes on. It goes on."
+
+
+def test_several_values_of_a_step_are_mended_together():
+    step = check_chain("In G major, at 90 bpm and in 4/4." + " It goes on." * 4, RECORD).steps[0]
+    assert step.kept == "In E flat major, at 120 bpm and in 3/4."
+
+
+def test_a_chain_of_wrong_steps_alone_that_cannot_be_mended_is_dropped():
+    checked = check_chain("A flute plays.", RECORD, limit=1.0)
+    assert (checked.wrong, checked.text) == (1.0, None)
+
+
+@pytest.mark.parametrize(("wrong", "total", "kept"), [(3, 10, True), (6, 20, True), (9, 30, True), (1, 3, False)])
+def test_the_limit_itself_is_kept(wrong, total, kept):
+    chain = "In 4/4. " * wrong + "It goes on. " * (total - wrong)
+    assert (check_chain(chain, RECORD).text is not None) is kept
+
+
 def test_a_step_without_a_single_right_value_is_left_out():
     chain = "In 3/4. A flute plays. A G:maj comes. It goes on. It goes on. It goes on. It ends."
     checked = check_chain(chain, RECORD)

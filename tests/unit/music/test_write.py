@@ -183,12 +183,35 @@ def test_bad_questions_are_dropped_and_the_others_kept(change):
     assert ModelWriter(none)(RECORD, [], "x").dropped == {"questions: not the JSON asked for": 1}
 
 
+def test_the_right_option_of_a_model_stands_anywhere():
+    """Models put it first, and who knows that hears nothing."""
+    places = Counter()
+    for n in range(200):
+        asked = {"questions": [{**QUESTION, "options": ["c", "a", "b", "d"]}] * 2}
+        items = ModelWriter(Model(CAPTION, asked))(RECORD, [], str(n)).items[1:]
+        again = ModelWriter(Model(CAPTION, asked))(RECORD, [], str(n)).items[1:]
+        assert items == again
+        assert all(sorted(item.options) == ["a", "b", "c", "d"] for item in items)
+        places.update(item.options.index(item.answer) for item in items)
+    assert min(places[n] for n in range(4)) > 70
+
+
+def test_half_a_character_is_no_text():
+    """JSON can hold one, and no file of UTF-8 can."""
+    half = '{"caption": "It sings \\ud83d."}'
+    assert json.loads(half)["caption"].endswith("\ud83d.")
+    assert ModelWriter(Model(half, CAPTION), questions=0)(RECORD, [], "x").items[0].answer == CAPTION["caption"]
+
+
 def test_thoughts_of_a_model_are_steps():
     item = Item("harmony", "Which chord?", "c", ["a", "b", "c", "d"])
     model = Model({"steps": ["It begins\n low", "Then it is F sharp:min."]})
     assert write_thoughts(model, RECORD, item) == "It begins low.\nThen it is F sharp:min."
     assert "Which chord? (A) a (B) b (C) c (D) d" in model.prompts[0]
     assert write_thoughts(Model({"steps": "one"}, {"steps": []}), RECORD, item) is None
+    model = Model({"steps": ["Low."]})
+    assert write_thoughts(model, RECORD, item, ["soft drums"]) == "Low."
+    assert "soft drums" in model.prompts[0]
 
 
 def test_facts_of_nothing():
@@ -241,3 +264,19 @@ def test_a_judge_scores_what_the_rules_keep(answers, reason):
     assert fault(item, RECORD, Judge(model)) == reason
     assert "Which chord comes first? F sharp:min / C:maj / D:maj / E:maj" in model.prompts[0]
     assert fault(Item("caption", "Describe.", "At 90 bpm."), RECORD, Judge(Model())) == "contradicts BPM"
+
+
+def test_a_judge_is_told_what_the_writer_heard():
+    """What only the initial captions say is not invented."""
+    model = Model({"score": 9})
+    assert fault(Item("caption", "Describe.", "Soft."), RECORD, Judge(model), ["soft drums"]) is None
+    assert "Heard in part 1: soft drums" in model.prompts[0]
+
+
+def test_a_judge_may_be_stricter():
+    item = Item("caption", "Describe.", "Soft.")
+    assert fault(item, RECORD, Judge(Model({"score": 8}), keep=9)) == "the judge scored it low"
+
+
+def test_an_answer_is_not_found_inside_other_words():
+    assert fault(Item("structure", "Is another note held?", "no"), RECORD) is None
