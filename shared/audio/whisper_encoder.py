@@ -88,7 +88,7 @@ class WhisperEncoder(nn.Module):
         if rate != self.front_end.rate:
             raise BadDataError(
                 f"audio at {rate} Hz, and the front end takes {self.front_end.rate}: resample it where it is read "
-                "(bestiary.shared.audio.files.read_audio does)"
+                "(dataset.rate)"
             )
         if self.front_end.is_cut(samples.shape[-1]):
             # Without the clip's own length, so that it is said once and not for every clip.

@@ -240,7 +240,9 @@ def change(cfg: DictConfig, override: str, composed_from: list[str]) -> None:
     key, _, text = override.partition("=")
     if key == "dataset":
         OmegaConf.set_struct(cfg, False)
-        cfg.dataset = compose([*composed_from, override])[0].dataset
+        # What the run said of its own data set is not said of another.
+        others = [text for text in composed_from if not text.lstrip("+~").startswith(("dataset=", "dataset."))]
+        cfg.dataset = compose([*others, override])[0].dataset
         OmegaConf.set_struct(cfg, True)
         return
     if "." not in key:

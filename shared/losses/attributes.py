@@ -46,8 +46,14 @@ class Attributes:
         return split_rows(batch, self.micro_batch)
 
     def loss(self, model: nn.Module, batch: Batch, ctx: StepContext) -> Loss:
-        """Summed over clips; a term is a clip."""
+        """Summed over clips; a term is a clip. One whose attribute is not known counts as not right in the accuracy.
+
+        Raises:
+            BadDataError: for a batch without audio, or without a target that a head is for.
+        """
         values: Any = batch
+        if "audio" not in values["media"]:
+            raise BadDataError(f"the data set's examples have no audio to learn attributes from: {values['ids'][0]!r}")
         media = dict(values["media"]["audio"])
         if self.time_mask:
             media["features"] = covered(media["features"], media["lengths"], self.time_mask)
@@ -102,12 +108,14 @@ def attribute_logits(model: nn.Module, media: Mapping[str, torch.Tensor], rows: 
 
 
 def covered(features: torch.Tensor, lengths: torch.Tensor, longest: int) -> torch.Tensor:
-    """Features (W, M, T) with up to ``longest`` frames of each window set to its mean.
+    """Features (W, M, T) with up to ``longest`` real frames of each window set to the mean of its real ones.
 
     Paper: arXiv:1904.08779 (SpecAugment), the time mask alone.
     """
-    widths = (torch.rand(len(features), device=features.device) * (longest + 1)).long()
-    starts = (torch.rand(len(features), device=features.device) * (lengths - widths).clamp(min=1)).long()
+    widths = (torch.rand(len(features), device=features.device) * (longest + 1)).long().minimum(lengths)
+    starts = (torch.rand(len(features), device=features.device) * (lengths - widths + 1)).long()
     frame = torch.arange(features.shape[-1], device=features.device)
+    real = (frame < lengths[:, None])[:, None]
+    mean = (features * real).sum((1, 2)) / (lengths * features.shape[1])
     inside = (frame >= starts[:, None]) & (frame < (starts + widths)[:, None])
-    return torch.where(inside[:, None], features.mean((1, 2), keepdim=True), features)
+    return torch.where(inside[:, None], mean[:, None, None].to(features), features)

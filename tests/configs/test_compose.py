@@ -20,7 +20,7 @@ from bestiary.shared.core.config import (
 from bestiary.shared.core.errors import ConfigError
 from bestiary.shared.core.recipe import read_stages
 from bestiary.shared.core.stages import module_class, read_evaluations
-from bestiary.shared.core.train import without_missing
+from bestiary.shared.core.train import change, without_missing
 
 PROJECTS = options("project")
 GROUPS = ("dataset", "backbone", "encoder", "recipe", "model", "trainer", "callbacks", "logger", "debug", "launcher")
@@ -198,3 +198,15 @@ def test_every_target_is_one_that_may_be_named():
         values = resolved(cfg)
         parts = {name: values.get(name) for name in ("model", "encoder", "backbone")}
         check_node(Structure(project, choices, [], {}, parts).parts)
+
+
+def test_a_run_on_ones_own_data_is_scored_on_another_data_set():
+    """What the run said of its own data set has no place in the other's config."""
+    said = ["+project=music_flamingo", "dataset=audio_qa_jsonl", "dataset.path=mine.jsonl", "recipe.steps=7"]
+    cfg, _ = compose(said)
+    change(cfg, "dataset=gtzan", said)
+    assert cfg.dataset._target_.endswith("GTZAN")
+    assert "path" not in cfg.dataset
+    change(cfg, "dataset.root=there", said)
+    assert cfg.dataset.root == "there"
+    assert cfg.recipe.steps == 7

@@ -191,7 +191,6 @@ def test_no_mask_is_no_change_and_the_mask_is_part_of_the_loss():
     assert torch.equal(covered(before, torch.tensor([9, 9]), 0), before)
 
 
-@pytest.mark.xfail(reason="a mask wider than a short window runs on into what is behind it", strict=False)
 def test_a_window_shorter_than_the_mask_is_covered_to_its_end_alone():
     torch.manual_seed(3)
     features = torch.randn(100, WIDTH, 40)
