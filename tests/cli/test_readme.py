@@ -16,6 +16,9 @@ TINY_LM = [
 TINY_HYBRID = [
     *("debug=fast", "recipe.window=64", "dataset.held_out_documents=2", "dataset.held_out_chars=300"),
 ]
+TINY_MUSIC = [
+    *("debug=fast", "encoder.width=32", "encoder.ffn=32", "encoder.layers=1", "backbone.config.num_hidden_layers=1"),
+]
 TINY_SEG = [
     *("debug=fast", "model.sw_overlap=0", "model.mirror_tta=false", "encoder.features=[4,8,16,20]"),
     *("encoder.convs_per_stage=1", "backbone.min_channels=16", "recipe.num_workers=0"),
@@ -40,6 +43,8 @@ def shrink(words, folder):
         if "_examples" in text
         else TINY_HYBRID
         if "nemotron_h" in text
+        else [*TINY_MUSIC, "dataset.train_clips=16", "dataset.held_out_clips=4"]
+        if "music_flamingo" in text
         else list(TINY_SEG)
     )
     if "nnunet_folder" in text:
@@ -82,6 +87,43 @@ def seg_run(world, run_tool, need_asset):
     return world["seg"]
 
 
+@pytest.fixture
+def music_run(world, run_tool):
+    if "music" not in world:
+        folder = world["folder"] / "music"
+        words = ["+project=music_flamingo", *TINY_MUSIC, "recipe=af3_sft", "recipe.run=[projector]"]
+        questions = audio_questions(world["folder"] / "questions.jsonl")
+        data = ["dataset=audio_qa_jsonl", f"dataset.path={questions}"]
+        done = run_tool("train", *words, *data, f"paths.run_dir={folder}")
+        assert done.returncode == 0, done.stderr
+        world["music"] = folder
+    return world["music"]
+
+
+def audio_questions(file):
+    """A question about each of two clips beside the file, one of them ``clip.wav``."""
+    soundfile = pytest.importorskip("soundfile")
+    import json
+
+    import numpy as np
+
+    rows = [{"question": "What is the key?", "answer": "C", "split": split} for split in ("train", "test")]
+    for row, name in zip(rows, ("clip.wav", "other.wav"), strict=True):
+        soundfile.write(file.with_name(name), 0.1 * np.sin(np.arange(8000) / len(name)), 16000)
+        row["audio"] = name
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def need_scores():
+    """Skip where the scores were not read before: it takes minutes."""
+    pytest.importorskip("music21")
+    from bestiary.shared.data.music.scores import scores_are_read
+
+    if not scores_are_read():
+        pytest.skip("music21's scores were not read on this machine yet: python tools/train.py +project=music_flamingo")
+
+
 def nnunet_folder(folder):
     nib = pytest.importorskip("nibabel")
     import json
@@ -119,6 +161,12 @@ def test_command(command, run_tool, request, tmp_path, world, need_asset):
     text = " ".join(words)
     if "asm_unet" in text and tool == "train":
         need_asset("icbm152")
+    if tool == "train" and "music_flamingo" in text and "--cfg" not in words:
+        need_scores()
+    if "MUSIC_RUN" in text:
+        words = [w.replace("MUSIC_RUN", str(request.getfixturevalue("music_run"))) for w in words]
+    if "clip.wav" in text:
+        audio_questions(tmp_path / "questions.jsonl")
     if "RUN_FOLDER" in text:
         run = request.getfixturevalue("seg_run" if tool == "predict" else "lm_run")
         words = [w.replace("RUN_FOLDER", str(run)) for w in words]

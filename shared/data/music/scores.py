@@ -130,6 +130,17 @@ def scores_revision() -> str:
     return f"music21-{corpus}-{digest[:8]}"
 
 
+def parsed_files() -> list[Path]:
+    """The files that hold the parsed tunes of each part of the corpus, whether they are there or not."""
+    folder = data_root() / "music" / f"scores-{scores_revision()}"
+    return [folder / f"{number:03d}.json" for number in range(len(chunked(corpus_files())))]
+
+
+def scores_are_read() -> bool:
+    """Whether all scores were parsed on this machine before."""
+    return all(name.is_file() for name in parsed_files())
+
+
 def parse_scores(workers: int | None = None) -> list[Path]:
     """The files with parsed tunes; those that are missing are made now (two minutes of CPU time for all, once).
 
@@ -137,10 +148,9 @@ def parse_scores(workers: int | None = None) -> list[Path]:
         workers: processes that parse; None is one a core, 0 parses here.
     """
     check_music21()
-    folder = data_root() / "music" / f"scores-{scores_revision()}"
-    chunks = chunked(corpus_files())
-    names = [folder / f"{number:03d}.json" for number in range(len(chunks))]
-    if not all(name.is_file() for name in names):
+    names = parsed_files()
+    if not scores_are_read():
+        folder, chunks = names[0].parent, chunked(corpus_files())
         with locked(folder.name):
             folder.mkdir(parents=True, exist_ok=True)
             jobs = [(name, chunk) for name, chunk in zip(names, chunks, strict=True) if not name.is_file()]
