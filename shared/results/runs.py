@@ -145,7 +145,7 @@ def summarise(plan: Plan, results: Sequence[Mapping[str, Any]]) -> list[Measurem
 
 
 def _train(plan: Plan, train: Path, runs: Path, seed: int) -> dict[str, Any]:
-    if plan.before:
+    if plan.before and not (plan.before.run_dir(runs, seed) / "result.json").is_file():
         _train(plan.before, train, runs, seed)
     command = plan.command(train, runs, seed)
     print(f"{plan.table.ref} {plan.row.id}, seed {seed}: {shlex.join(command[1:])}", flush=True)

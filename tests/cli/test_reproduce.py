@@ -97,6 +97,8 @@ def test_a_row_after_another_starts_from_its_run_of_the_same_seed(reproduce, zoo
     starts = [word for word in shlex.split(result.stdout) if word.startswith("init_from=")]
     assert [word.partition("=")[2].strip("'") for word in starts] == [made[0], made[2]]
     assert [line["row"] for line in lines(zoo)] == ["later"]
+    again = reproduce("run", "toy/t1", "--row", "later", "--seeds", "0").stdout
+    assert [line for line in again.splitlines() if line.startswith("trained ")] == [f"trained {made[1]}"]
 
 
 def test_a_number_outside_is_one(reproduce):
