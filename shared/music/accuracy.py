@@ -27,6 +27,9 @@ from bestiary.shared.music.extract import RATE, measure
 from bestiary.shared.music.records import MODES, TEMPO, Chord, Record, Value, name_chord, read_pitch
 from bestiary.shared.testing import bench
 
+SECONDS = 6.0
+"""Length of a clip of score_qa as it comes."""
+
 OCTAVES = (1 / 3, 1 / 2, 2, 3)
 
 WEIGHTS = {"same": 1.0, "fifth": 0.5, "relative": 0.3, "parallel": 0.2, "other": 0.0}
@@ -161,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Score :func:`~bestiary.shared.music.extract.measure` on held-out clips, and write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=480, help="the first so many of val")
-    parser.add_argument("--seconds", type=float, default=6.0, help="length of a clip")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="length of a clip")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), metavar="DIR")
     given = parser.parse_args(arguments)
     with short_answers():
@@ -174,7 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     f"{name} {value if isinstance(value, str | int) else f'{value:.3f}'}" for name, value in row.items()
                 )
             )
-        bench.save(result, given.out, "extractors")
+        length = "" if given.seconds == SECONDS else f"_{given.seconds:g}s"
+        bench.save(result, given.out, f"extractors{length}")
 
 
 def scored(count: int, seconds: float) -> dict[str, Any]:

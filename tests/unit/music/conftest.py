@@ -8,6 +8,11 @@ import time
 import numpy as np
 import pytest
 
+from bestiary.shared.audio.files import duration, read_audio
+from bestiary.shared.music.pipeline import Pipeline
+from bestiary.shared.music.records import Record, Value
+from bestiary.shared.music.write import TemplateWriter
+
 RATE = 22050
 TRIADS = {"major": (0, 4, 7), "minor": (0, 3, 7)}
 NAMES = ["C", "C sharp", "D", "E flat", "E", "F", "F sharp", "G", "A flat", "A", "B flat", "B"]
@@ -57,6 +62,48 @@ class Synth:
 @pytest.fixture(scope="session")
 def synth():
     return Synth()
+
+
+class Lab:
+    """What tests of the pipeline do again and again."""
+
+    @staticmethod
+    def tone(path, seconds=1.2, hertz=220.0, rate=8000):
+        """Write a sine."""
+        soundfile = pytest.importorskip("soundfile")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, 0.2 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate), rate)
+
+    @staticmethod
+    def quick(path, tools=None):
+        """An extractor that reads the file, and knows a little of it."""
+        read_audio(path, 8000)
+        values = {"Key": "C major", "BPM": 100.0, "Meter": "3/4", "Instruments": ["flute"]}
+        return Record(duration(path), {name: Value(value, "made") for name, value in values.items()})
+
+    @staticmethod
+    def run(folder, out, writer=None, **options):
+        """Run the pipeline to its report."""
+        options = {"say": lambda text: None, **options}
+        return Pipeline(folder, out, writer or TemplateWriter(), **options).run()
+
+    @staticmethod
+    def rows(file):
+        """The objects of a file, one a line."""
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="session")
+def lab():
+    return Lab()
+
+
+@pytest.fixture
+def music(lab, tmp_path):
+    """Five files, one of them in a folder below."""
+    for number, name in enumerate(("a", "b", "c d", "é", "below/e")):
+        lab.tone(tmp_path / "music" / f"{name}.wav", hertz=200 + 50 * number)
+    return tmp_path / "music"
 
 
 class FakeServer(http.server.ThreadingHTTPServer):

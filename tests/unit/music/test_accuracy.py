@@ -59,7 +59,7 @@ def test_the_command_writes_a_file_like_the_other_benchmarks(tmp_path, monkeypat
     monkeypatch.setattr(module, "scored", lambda count, seconds: asked.append((count, seconds)) or made)
     module.main(["--clips", "3", "--seconds", "2", "--out", str(tmp_path)])
     assert asked == [(3, 2.0)]
-    assert json.loads((tmp_path / "extractors_2026-01-02.json").read_text()) == made
+    assert json.loads((tmp_path / "extractors_2s_2026-01-02.json").read_text()) == made
     assert "clips all  n 3  tempo 0.250" in capsys.readouterr().out
 
 
