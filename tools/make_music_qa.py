@@ -129,7 +129,7 @@ def main() -> None:
             "max_tokens",
         )
         settings = {"version": 1, "tools": tools, **{name: getattr(given, name) for name in names}}
-        report = Pipeline(
+        pipeline = Pipeline(
             given.folder.expanduser(),
             given.out.expanduser(),
             tools=tools,
@@ -137,8 +137,12 @@ def main() -> None:
             settings=settings,
             say=lambda text: print(text, file=sys.stderr, flush=True),
             **options,
-        ).run()
-        print(report)
+        )
+        try:
+            print(pipeline.run())
+        except KeyboardInterrupt:
+            print("stopped: the same command goes on from here", file=sys.stderr)
+            sys.exit(130)
 
 
 if __name__ == "__main__":

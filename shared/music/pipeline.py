@@ -69,7 +69,8 @@ class Report:
         if self.thoughts:
             lines.append(f"{self.thoughts} of them with thoughts")
         lines += [f"{count} dropped: {reason}" for reason, count in self.dropped.most_common()]
-        return "\n".join([*lines, f"written to {self.out}: dataset=audio_qa_jsonl dataset.path={self.out}"])
+        end = f"written to {self.out}: dataset=audio_qa_jsonl dataset.path={self.out}"
+        return "\n".join([*lines, end if total else f"{self.out} is empty: there is nothing to train on"])
 
     def found(self) -> str:
         """How many files there are, and which could not be used."""

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import signal
 import threading
 
 import numpy as np
@@ -67,6 +68,17 @@ def test_templates_and_once_more(tool, music, tmp_path):
     other = tool("make_music_qa", music, "--out", "out", cwd=tmp_path)
     assert other.returncode == 2
     assert other.answer.startswith("make_music_qa.py: out was begun with think True (now False)")
+
+
+def test_who_stops_it_is_told_that_it_goes_on(tool, music, tmp_path):
+    waits = "import time\np.Pipeline._write = lambda *args: (print('writing', flush=True), time.sleep(60))\n"
+    job = tool.start("make_music_qa", music, "--out", "out", cwd=tmp_path, before=QUICK + waits)
+    job.wait_for("writing")
+    job.signal(signal.SIGINT)
+    assert job.wait().returncode == 130
+    assert job.answer.splitlines()[-1] == "stopped: the same command goes on from here"
+    assert "Traceback" not in job.stderr
+    assert tool("make_music_qa", music, "--out", "out", cwd=tmp_path, before=QUICK).returncode == 0
 
 
 @pytest.mark.slow

@@ -170,6 +170,15 @@ def test_what_is_dropped_is_counted_and_thoughts_are_checked(lab, music, tmp_pat
     assert text.endswith(f"dataset=audio_qa_jsonl dataset.path={tmp_path / 'out' / 'audio_qa.jsonl'}")
 
 
+def test_a_run_that_made_nothing_says_so(lab, music, tmp_path):
+    """The data set would refuse the file."""
+    report = lab.run(music, tmp_path / "out", lambda *args: Written(dropped=Counter({"caption: not JSON": 1})))
+    assert str(report) == (
+        "5 audio files, 0 of them unusable\n0 rows made\n5 dropped: caption: not JSON\n"
+        f"{tmp_path / 'out' / 'audio_qa.jsonl'} is empty: there is nothing to train on"
+    )
+
+
 # ------------------------------------------------------------------ interruptions
 
 

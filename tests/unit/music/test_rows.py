@@ -1,6 +1,7 @@
 """The file of rows: whole after any interruption."""
 
 import json
+import os
 import resource
 
 import pytest
@@ -44,16 +45,26 @@ def test_a_line_that_is_no_row(tmp_path, line, words):
         Rows(tmp_path / "r.jsonl")
 
 
-def test_a_full_disk_leaves_no_half_line(tmp_path):
-    """A limit on the size of files stands for it: part of a line is written, and then no more."""
+def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
+    """A limit on the size of files stands for it: part of a line is written, and then no more.
+
+    Once that part is cut off there is room again, and nothing may write the rest of the line.
+    """
     file = tmp_path / "r.jsonl"
     rows = Rows(file)
     rows.add({"id": "a"})
     was = resource.getrlimit(resource.RLIMIT_FSIZE)
+    truncate = os.truncate
+
+    def cut(path, size):
+        truncate(path, size)
+        resource.setrlimit(resource.RLIMIT_FSIZE, was)
+
+    monkeypatch.setattr(os, "truncate", cut)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, was[1]))
     try:
         with pytest.raises(OSError):
-            rows.add({"id": "b", "x": "y" * 20_000})
+            rows.add({"id": "b", "x": "y" * 3_000})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, was)
     assert file.read_text() == '{"id": "a"}\n'
