@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,21 @@ def load_manifest(path: Path | str | None = None) -> dict[str, Asset]:
     Raises:
         ConfigError: if the file cannot be read or an entry does not have the fields of :class:`Asset`.
     """
-    yaml = require("yaml", "zoo")
     file = Path(path) if path else manifest_path()
     try:
-        entries = yaml.safe_load(file.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read as a list of assets: {error}") from error
+    return dict(_parsed(file, text))
+
+
+@cache
+def _parsed(file: Path, text: str) -> dict[str, Asset]:
+    """A manifest's assets; it is asked for once for each, and YAML is slow."""
+    yaml = require("yaml", "zoo")
+    try:
+        entries = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
         raise ConfigError(f"{file}: cannot be read as a list of assets: {error}") from error
     if not isinstance(entries, dict):
         raise ConfigError(f"{file}: must map names to assets")

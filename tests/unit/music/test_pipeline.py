@@ -293,9 +293,11 @@ def test_an_error_of_the_model_ends_the_run_and_loses_nothing(lab, music, tmp_pa
 
     with pytest.raises(EndpointError, match="no answer"):
         lab.run(music, tmp_path / "out", write, workers=workers)
-    written = [row["id"] for row in lab.rows(tmp_path / "out" / "written.jsonl")]
+    file = tmp_path / "out" / "written.jsonl"
+    # With several threads the error may come before anything that was answered is on the disk.
+    written = [row["id"] for row in lab.rows(file)] if workers == 1 or file.exists() else []
     assert set(written) <= set(answered)
-    assert len(written) >= (3 if workers == 1 else 1)
+    assert workers > 1 or len(written) == 3
     done = []
     lab.run(music, tmp_path / "out", lambda *args: done.append(args[2]) or TemplateWriter()(*args))
     assert sorted(written + done) == sorted(NAMES)
