@@ -146,14 +146,11 @@ class Process:
         tag = secrets.token_hex(16)
         self._send(json.dumps({"tag": tag, **message}).encode() + b"\n")
         while True:
-            while (at := self.answers.find(b"\n")) >= 0:
-                line = bytes(self.answers[:at])
-                del self.answers[: at + 1]
-                if line.startswith(tag.encode() + b" "):
-                    return read_answer(line)
-                self._junk += len(line) + 1
-                if self._junk > self.limits.output_bytes:
-                    self.killed = "it writes on the private pipe"
+            line = self._line(tag.encode() + b" ")
+            if line is not None:
+                return read_answer(line)
+            if self._junk > self.limits.output_bytes:
+                self.killed = "it writes on the private pipe"
             if self.killed or self.late or not self._step(self.began + self.limits.seconds):
                 break
         if self.late:
@@ -166,6 +163,23 @@ class Process:
         if self.killed:
             return Outcome("killed", note=self.killed)
         return Outcome("missing", note="the process ended without an answer")
+
+    def _line(self, start: bytes) -> bytes | None:
+        """The line that begins so, once it is whole. Whole lines before it, or all where there is none, are junk.
+
+        They are not looked at one by one: a flood of short lines costs no more than one of long ones.
+        """
+        end = self.answers.rfind(b"\n") + 1
+        at = 0 if self.answers.startswith(start) else self.answers.find(b"\n" + start, 0, end) + 1
+        if end and (at or self.answers.startswith(start)):
+            stop = self.answers.index(b"\n", at)
+            line = bytes(self.answers[at:stop])
+            self._junk += at
+            del self.answers[: stop + 1]
+            return line
+        self._junk += end
+        del self.answers[:end]
+        return None
 
     def talk(self, data: bytes) -> None:
         """Give it the byte that it waits for and all of stdin, and read until it ends."""
