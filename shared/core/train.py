@@ -302,7 +302,8 @@ def evaluate_checkpoint(options: Any, overrides: list[str]) -> dict[str, float]:
         print(f"{name:<{width}}  {value:.4f}")
     # Other numbers than the run's own get a file of their own.
     other = [text.partition("=")[2] for text in ours if text.startswith("dataset=")]
-    names = [*other, options.protocol, (options.part or "").replace("/", "-"), options.audio.replace("real", "")]
+    audio = None if options.audio == "real" else options.audio
+    names = [*other, options.protocol, options.part and options.part.replace("/", "-"), audio]
     file = "_".join(["eval", options.split, *filter(None, names)])
     write_json(find_checkpoint(options.checkpoint) / f"{file}.json", values)
     return values

@@ -147,10 +147,10 @@ class Process:
         self._send(json.dumps({"tag": tag, **message}).encode() + b"\n")
         while True:
             line = self._line(tag.encode() + b" ")
-            if line is not None:
-                return read_answer(line)
             if self._junk > self.limits.output_bytes:
                 self.killed = "it writes on the private pipe"
+            if line is not None:
+                return read_answer(line)
             if self.killed or self.late or not self._step(self.began + self.limits.seconds):
                 break
         if self.late:
@@ -170,16 +170,17 @@ class Process:
         They are not looked at one by one: a flood of short lines costs no more than one of long ones.
         """
         end = self.answers.rfind(b"\n") + 1
-        at = 0 if self.answers.startswith(start) else self.answers.find(b"\n" + start, 0, end) + 1
-        if end and (at or self.answers.startswith(start)):
-            stop = self.answers.index(b"\n", at)
-            line = bytes(self.answers[at:stop])
-            self._junk += at
-            del self.answers[: stop + 1]
-            return line
-        self._junk += end
-        del self.answers[:end]
-        return None
+        first = self.answers.startswith(start)
+        at = 0 if first else self.answers.find(b"\n" + start, 0, end) + 1
+        if not end or not (first or at):
+            self._junk += end
+            del self.answers[:end]
+            return None
+        stop = self.answers.index(b"\n", at)
+        line = bytes(self.answers[at:stop])
+        self._junk += at
+        del self.answers[: stop + 1]
+        return line
 
     def talk(self, data: bytes) -> None:
         """Give it the byte that it waits for and all of stdin, and read until it ends."""

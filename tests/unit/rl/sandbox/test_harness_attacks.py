@@ -143,6 +143,16 @@ def test_plain_json_is_taken():
     assert plain(nested)
 
 
+def test_a_flood_is_remembered_when_an_answer_comes_right_behind_it(ask):
+    code = HARNESS + (
+        "import os\nflooded = []\n"
+        "def f(x):\n    if not flooded:\n        flooded.append(1)\n        left = b'\\n' * 1000001\n"
+        "        while left: left = left[os.write(harness()['_out'], left):]\n    return x"
+    )
+    outcomes = ask(code, 2).outcomes
+    assert outcomes[-1].status == "killed"
+
+
 @pytest.mark.parametrize("piece", ["b'\\n' * 65536", "b'x' * 65536", "b'[1, 2]\\n' * 9000"])
 def test_a_flood_on_the_private_pipe_ends_the_run(ask, piece):
     code = HARNESS + f"import os\ndef f(x):\n    while True: os.write(harness()['_out'], {piece})"
