@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What Whisper tiny.en itself understands of sentences over music: the ceiling of a model that hears through its encoder.
+"""What Whisper tiny.en itself understands of sentences over music: a ceiling of models that hear through its encoder.
 
     python tools/bench_lyrics.py                # half a minute; writes docs/benchmarks/
 
