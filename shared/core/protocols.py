@@ -204,6 +204,9 @@ class Tokenizer(Protocol):
 class Cache(Protocol):
     """What a decoder remembers of the tokens it has seen, for a batch of rows.
 
+    One with a true ``joinable`` also has ``join(others)``, which puts the rows of other caches behind its own, shorter
+    ones padded in front: prompts of different lengths are then read apart (:mod:`bestiary.shared.language.prefill`).
+
     Attributes:
         length: tokens a row has had, padding included: the width of the attention mask without the new tokens.
     """

@@ -14,6 +14,7 @@ from bestiary.shared.core.errors import ConfigError
 from bestiary.shared.core.examples import Batch, LMBatch
 from bestiary.shared.core.protocols import Rollout, Sampling
 from bestiary.shared.core.streams import uniform_keys, uniforms
+from bestiary.shared.language.prefill import prefill, select_rows
 from bestiary.shared.language.text_stream import StopFilter, TextStream, overlap
 
 
@@ -223,12 +224,7 @@ class Generation:
         """Run the prompts, then repeat their rows: logits (B*n, 1, V), cache, mask (B*n, T), last position (B*n, 1)."""
         mask, position = self.batch["attention_mask"], self.batch["position_ids"]
         embeds = self.backbone.embed(self.batch["input_ids"]) if self._embeds is None else self._embeds
-        cache, length = self.backbone.new_cache(len(mask)), mask.shape[1]
-        logits = embeds.new_zeros(len(mask), 1, 0)
-        chunk = self._chunk or length
-        for start in range(0, length, chunk):
-            at = slice(start, min(start + chunk, length))
-            logits, _, cache = self.backbone(embeds[:, at], mask[:, : at.stop], position[:, at], None, cache, 1)
+        logits, cache = prefill(self.backbone, embeds, mask, position, self._chunk)
         if self.n > 1:
             rows = torch.arange(len(mask), device=mask.device).repeat_interleave(self.n)
             logits, cache, mask, position = logits[rows], select_rows(cache, rows), mask[rows], position[rows]
@@ -245,20 +241,6 @@ class Generation:
         below = logprobs.double().exp().cumsum(-1)
         wanted = torch.from_numpy(drawn).to(below.device)[:, None] * below[:, -1:]
         return torch.searchsorted(below, wanted, right=True)[:, 0]
-
-
-def select_rows(cache: Any, rows: torch.Tensor) -> Any:
-    """The cache with these rows, in this order: by its own ``select``, or inside nested lists of tensors."""
-    if hasattr(cache, "select") and not isinstance(cache, torch.Tensor):
-        cache.select(rows)
-        return cache
-    if isinstance(cache, torch.Tensor):
-        return cache[rows.to(cache.device)]
-    if isinstance(cache, list | tuple):
-        return type(cache)(select_rows(item, rows) for item in cache)
-    if isinstance(cache, dict):
-        return {key: select_rows(item, rows) for key, item in cache.items()}
-    return cache
 
 
 @dataclass

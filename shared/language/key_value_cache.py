@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
 from bestiary.shared.core.errors import BadDataError, require
 
@@ -53,6 +55,21 @@ class KeyValueCache:
         """Keep these rows, in this order; a row may be named several times."""
         self.layers.batch_select_indices(rows)
 
+    @property
+    def joinable(self) -> bool:
+        """Whether rows of another cache can be put behind these: no layer keeps a window or a state."""
+        plain = require("transformers.cache_utils", "zoo").DynamicLayer
+        return all(type(layer) is plain for layer in self.layers.layers)
+
+    def join(self, others: Sequence[KeyValueCache]) -> None:
+        """Put the rows of others behind these; a shorter cache is padded in front, which the mask has to hide."""
+        caches = [self, *others]
+        width = max(cache.length for cache in caches)
+        for number, layer in enumerate(self.layers.layers):
+            if layer.is_initialized:
+                for name in ("keys", "values"):
+                    setattr(layer, name, rows_behind([getattr(c.layers.layers[number], name) for c in caches], width))
+
     def bytes(self) -> dict[str, int]:
         """Size in use: ``key_values``."""
         tensors = [t for layer in self.layers.layers if layer.is_initialized for t in (layer.keys, layer.values)]
@@ -94,3 +111,8 @@ class KeyValueCache:
         for number in range(wanted if tensors else 0):
             new.layers.update(tensors[f"{number}.keys"], tensors[f"{number}.values"], number)
         return new
+
+
+def rows_behind(parts: Sequence[torch.Tensor], width: int) -> torch.Tensor:
+    """Keys or values (B, K, S, P) of several caches as one (sum of B, K, width, P), zeros before the shorter ones."""
+    return torch.cat([F.pad(part, (0, 0, width - part.shape[2], 0)) for part in parts])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 
 from bestiary.shared.core.errors import BadDataError
 from bestiary.shared.language.hybrid.config import HybridConfig
+from bestiary.shared.language.key_value_cache import rows_behind
 
 STATE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 """SSM states are kept in one of these; float16 is rounded stochastically."""
@@ -166,6 +167,28 @@ class HybridCache:
             if isinstance(layer, MambaState):
                 layer.replay = None
         self.begun = self.length
+
+    joinable = True
+
+    def join(self, others: Sequence[HybridCache]) -> None:
+        """Put the rows of others behind these; a shorter cache is padded in front, which the mask has to hide.
+
+        What was recorded is forgotten.
+        """
+        caches = [self, *others]
+        self.length = self.begun = max(cache.length for cache in caches)
+        for number, layer in enumerate(self.layers):
+            if layer is None:
+                continue
+            parts = [cache.layers[number].tensors() for cache in caches]  # type: ignore[union-attr]
+            if isinstance(layer, KeyValues):
+                layer.key, layer.value = (
+                    rows_behind([p[name] for p in parts], self.length) for name in ("key", "value")
+                )
+                layer.length = self.length
+            else:
+                layer.conv, layer.ssm = (torch.cat([p[name] for p in parts]) for name in ("conv", "ssm"))
+                layer.replay = None
 
     def truncate(self, length: int) -> None:
         """Forget the tokens from ``length`` on.

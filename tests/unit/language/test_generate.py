@@ -7,8 +7,9 @@ from bestiary.shared.core.errors import ConfigError
 from bestiary.shared.core.examples import text_message
 from bestiary.shared.core.protocols import Sampling
 from bestiary.shared.language.byte_tokenizer import ByteTokenizer
-from bestiary.shared.language.generate import Generation, ThinkBudget, generate, sampling_logprobs, select_rows
+from bestiary.shared.language.generate import Generation, ThinkBudget, generate, sampling_logprobs
 from bestiary.shared.language.hf_causal_lm import HFCausalLM
+from bestiary.shared.language.prefill import select_rows
 from bestiary.shared.language.processor import TextProcessor
 
 CONFIG = {
