@@ -311,8 +311,10 @@ def final_split(source: DataSource, evaluations: dict[str, tuple[Any, str | None
     """The part a run is judged on: ``test``, or ``val`` where no evaluation has test examples.
 
     Raises:
-        BadDataError: if nothing is held out.
+        ConfigError: if there is no evaluation. BadDataError: if nothing is held out.
     """
+    if not evaluations:
+        raise ConfigError("recipe.evaluations is empty: a run is judged on one evaluation or more")
     for split in ("test", "val"):
         if any(len(source.held_out(split, part)) for _, part in evaluations.values()):
             return split

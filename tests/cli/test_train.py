@@ -63,6 +63,11 @@ import yaml
         pytest.param(
             ["+project=_examples", "project.module=torch.nn.Linear"], ["not a BestiaryModule"], marks=pytest.mark.slow
         ),
+        pytest.param(
+            ["+project=_examples", "~recipe.evaluations", "recipe.run=[text]", "recipe.stages.text.evaluate=[]"],
+            ["recipe.evaluations is empty"],
+            marks=pytest.mark.slow,
+        ),
         (["+project=_examples", "trainer.precision=16-mixed"], ["bf16-mixed"]),
         (["+project=_examples", "backbone=none"], ["backbone"]),
         (["+project=_examples", "init_from=/nowhere/run"], ["/nowhere/run", "no checkpoint there"]),
