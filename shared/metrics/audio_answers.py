@@ -1,4 +1,4 @@
-"""Greedy answers of a model to examples with audio: what AudioQA, ErrorRate and StructuredF1 score."""
+"""A model's answers to examples with audio, held a batch at a time: what AudioQA, ErrorRate and StructuredF1 score."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ class Answered:
     cut: bool
 
 
-def greedy_answers(
-    model: nn.Module, examples: Sequence[Example], max_new_tokens: int, batch_size: int
+def completions(
+    model: nn.Module, examples: Sequence[Example], max_new_tokens: int, batch_size: int, temperature: float = 0.0
 ) -> list[Answered]:
-    """The greedy completion of each example. One batch of audio is held at a time.
+    """One completion of each example. One batch of audio is held at a time.
 
     Args:
         model: any model with ``processor`` and ``generate``.
         examples: chat examples, read one batch after another.
         max_new_tokens: longest completion.
         batch_size: examples at once.
+        temperature: 0 is greedy.
     """
     process: Any = model.processor()  # type: ignore[operator]
     device = next(model.parameters()).device
@@ -46,7 +47,7 @@ def greedy_answers(
     for start in range(0, len(examples), batch_size):
         chunk = [examples[at] for at in range(start, min(start + batch_size, len(examples)))]
         batch = move(process(chunk, "prompt"), device)
-        rollout = model.generate(batch, 1, Sampling(max_new_tokens))  # type: ignore[operator]
+        rollout = model.generate(batch, 1, Sampling(max_new_tokens, temperature))  # type: ignore[operator]
         for example, text, reason in zip(chunk, rollout.texts, rollout.finish_reasons, strict=True):
             kept: Any = {key: example[key] for key in ("id", "answer", "verifier", "meta") if key in example}  # type: ignore[literal-required]
             out.append(Answered(kept, text, reason == "length"))

@@ -13,7 +13,7 @@ from torch import nn
 from bestiary.shared.core.build import nearest
 from bestiary.shared.core.errors import ConfigError
 from bestiary.shared.core.examples import Example
-from bestiary.shared.metrics.audio_answers import Answered, check_sizes, greedy_answers, values_of
+from bestiary.shared.metrics.audio_answers import Answered, check_sizes, completions, values_of
 from bestiary.shared.metrics.audio_matchers import MATCHERS, Read, numeric, plain_label
 from bestiary.shared.metrics.pass_at import interval
 from bestiary.shared.rl.rewards.text import options_of
@@ -90,7 +90,7 @@ class AudioQA:
 
     def answer(self, model: nn.Module, examples: Sequence[Example]) -> list[Scored]:
         """The model's answers, read."""
-        return self.read(greedy_answers(model, examples, self.max_new_tokens, self.batch_size))
+        return self.read(completions(model, examples, self.max_new_tokens, self.batch_size))
 
     def read(self, answers: Sequence[Answered]) -> list[Scored]:
         """Answers, read: no model is needed."""

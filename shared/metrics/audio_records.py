@@ -8,7 +8,7 @@ from torch import nn
 
 from bestiary.shared.core.errors import ConfigError
 from bestiary.shared.core.examples import Example
-from bestiary.shared.metrics.audio_answers import Answered, check_sizes, greedy_answers
+from bestiary.shared.metrics.audio_answers import Answered, check_sizes, completions
 from bestiary.shared.rl.rewards.metadata import Metadata, Named
 
 CATEGORIES = (
@@ -19,7 +19,7 @@ CATEGORIES = (
 
 
 class StructuredF1:
-    """What greedy captions name of the records of their music, by the rules of the verifier ``metadata``.
+    """What captions name of the records of their music, by the rules of the verifier ``metadata``.
 
     Counts are summed over all captions: recall is the share of the records' values that are named, precision the share
     of right ones among the values that are named. Of tempos, keys and metres all that a caption names are known; of
@@ -34,6 +34,7 @@ class StructuredF1:
         max_new_tokens: longest caption.
         batch_size: prompts at once.
         label: put before the names of the numbers.
+        temperature: of the captions; 0 is greedy.
     """
 
     name = "structured_f1"
@@ -48,10 +49,11 @@ class StructuredF1:
         max_new_tokens: int = 512,
         batch_size: int = 8,
         label: str = "",
+        temperature: float = 0.0,
     ):
         check_sizes("structured_f1", max_new_tokens, batch_size)
         self.metadata = Metadata(categories, kinds, vocabulary, answer_tag=answer_tag)
-        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self.max_new_tokens, self.batch_size, self.temperature = max_new_tokens, batch_size, temperature
         self.prefix = f"{label}/" if label else ""
 
     def __call__(self, model: nn.Module, examples: Sequence[Example]) -> dict[str, float]:
@@ -62,7 +64,7 @@ class StructuredF1:
             BadDataError: for a record that is missing, or a value that no caption could name.
             ConfigError: if no record has a category that counts.
         """
-        return self.numbers(greedy_answers(model, examples, self.max_new_tokens, self.batch_size))
+        return self.numbers(completions(model, examples, self.max_new_tokens, self.batch_size, self.temperature))
 
     def numbers(self, answers: Sequence[Answered]) -> dict[str, float]:
         """The metrics of captions: no model is needed."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from bestiary.shared.core.errors import BadDataError, ConfigError, require
 from bestiary.shared.core.examples import Example
-from bestiary.shared.metrics.audio_answers import Answered, check_sizes, greedy_answers, values_of
+from bestiary.shared.metrics.audio_answers import Answered, check_sizes, completions, values_of
 from bestiary.shared.metrics.audio_matchers import answer_of
 
 APOSTROPHES = "\u2018\u2019\u201b\u02bc\u0060\u00b4"
@@ -117,7 +117,7 @@ class ErrorRate:
         """``wer`` or ``cer`` (a share, not %), its ``/substitutions``, ``/deletions`` and ``/insertions``, what it
         rests on (``words`` or ``characters``, ``prompts``), ``truncated_share``, and the rate by ``by``.
         """
-        return self.numbers(greedy_answers(model, examples, self.max_new_tokens, self.batch_size))
+        return self.numbers(completions(model, examples, self.max_new_tokens, self.batch_size))
 
     def numbers(self, answers: Sequence[Answered]) -> dict[str, float]:
         """The metrics of transcriptions: no model is needed."""

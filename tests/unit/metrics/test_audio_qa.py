@@ -23,6 +23,7 @@ class Says(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.batches = []
+        self.temperature = 0.0
 
     def processor(self):
         def process(examples, mode):
@@ -32,7 +33,7 @@ class Says(torch.nn.Module):
         return process
 
     def generate(self, batch, n, sampling):
-        assert (n, sampling.temperature) == (1, 0.0)
+        assert (n, sampling.temperature) == (1, self.temperature)
         self.batches.append(batch["ids"])
         rows = len(batch["ids"])
         reasons = ["length" if len(t) > sampling.max_new_tokens else "stop" for t in batch["said"]]
@@ -394,3 +395,11 @@ def test_two_ways_to_say_one_tempo_are_both_right():
     row = {"id": "x", "messages": [], "meta": {"said": said, "metadata": {"BPM": 120}}}
     values = StructuredF1()(Says(), [row])
     assert (values["precision/bpm"], values["recall/bpm"]) == (1, 1)
+
+
+def test_captions_are_greedy_unless_a_temperature_is_given():
+    row = {"id": "x", "messages": [], "meta": {"said": "90 bpm", "metadata": {"BPM": 90}}}
+    model = Says()
+    greedy = StructuredF1()(model, [row])
+    model.temperature = 0.7  # it refuses any other
+    assert StructuredF1(temperature=0.7)(model, [row]) == greedy
