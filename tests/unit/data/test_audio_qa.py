@@ -1,6 +1,5 @@
 """A user's own questions about audio as a data source: its examples, verifiers, parts and splits."""
 
-import json
 import os
 
 import numpy as np
@@ -14,48 +13,14 @@ from bestiary.shared.core.streams import Stream
 from bestiary.shared.data.audio_controls import controlled
 from bestiary.shared.data.audio_qa import AudioQAJsonl, as_record
 from bestiary.shared.rl.rewards.registry import make_verifier
+from bestiary.shared.testing.audio_rows import audio_folder, pieces, report, row, source, write
 
 STREAM = Stream(0, "sft", 4)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with ``a.wav`` … ``f.wav``: 2 s at 8 kHz, whose samples stand at 0.1, 0.2, …"""
-    (tmp_path / "audio").mkdir()
-    for n, name in enumerate("abcdef", 1):
-        soundfile.write(tmp_path / "audio" / f"{name}.wav", np.full(16000, n / 10, np.float32), 8000)
-    return tmp_path
-
-
-def write(folder, *rows, name="data.jsonl"):
-    path = folder / name
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return path
-
-
-def row(name="a", **more):
-    return {"audio": f"audio/{name}.wav", "question": "Which key?", "answer": "G major", "split": "test", **more}
-
-
-def source(path, **options):
-    return AudioQAJsonl(str(path), rate=8000, **options)
-
-
-def report(path, **options):
-    with pytest.raises(BadDataError) as caught:
-        source(path, **options).check()
-    return str(caught.value)
-
-
-def pieces(example):
-    """Each piece of the last turn: its text, or the level (times ten) and length of its audio."""
-    out = []
-    for content in example["messages"][-1]["content"]:
-        if content["type"] == "text":
-            out.append(content["value"])
-        else:
-            out.append((round(float(content["value"].mean()) * 10), len(content["value"])))
-    return out
+    return audio_folder(tmp_path)
 
 
 def test_a_row_becomes_an_example(folder):

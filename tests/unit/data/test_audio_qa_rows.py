@@ -6,54 +6,20 @@ import numpy as np
 import pytest
 import soundfile
 
-from bestiary.shared.core.errors import BadDataError, ConfigError, MissingDataError
+from bestiary.shared.core.errors import ConfigError, MissingDataError
 from bestiary.shared.data.audio_qa import AudioQAJsonl
+from bestiary.shared.testing.audio_rows import audio_folder, pieces, report, row, source, write
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with ``a.wav`` … ``f.wav``: 2 s at 8 kHz, whose samples stand at 0.1, 0.2, …"""
-    (tmp_path / "audio").mkdir()
-    for n, name in enumerate("abcdef", 1):
-        soundfile.write(tmp_path / "audio" / f"{name}.wav", np.full(16000, n / 10, np.float32), 8000)
-    return tmp_path
-
-
-def write(folder, *rows, name="data.jsonl"):
-    path = folder / name
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return path
+    return audio_folder(tmp_path)
 
 
 def whole(folder, value):
     path = folder / "data.json"
     path.write_text(json.dumps(value, indent=1))
     return path
-
-
-def row(name="a", **more):
-    return {"audio": f"audio/{name}.wav", "question": "Which key?", "answer": "G major", "split": "test", **more}
-
-
-def source(path, **options):
-    return AudioQAJsonl(str(path), rate=8000, **options)
-
-
-def report(path, **options):
-    with pytest.raises(BadDataError) as caught:
-        source(path, **options).check()
-    return str(caught.value)
-
-
-def pieces(example):
-    """Each piece of the last turn: its text, or the level (times ten) and length of its audio."""
-    out = []
-    for content in example["messages"][-1]["content"]:
-        if content["type"] == "text":
-            out.append(content["value"])
-        else:
-            out.append((round(float(content["value"].mean()) * 10), len(content["value"])))
-    return out
 
 
 def test_options_are_listed_once(folder):
