@@ -8,10 +8,9 @@ from typing import Any
 import torch
 
 PASS_TOKENS = {"cpu": 256}
-"""What another pass costs, in tokens that could have been read instead; chosen: on a CPU it hides the weights' way from
-memory, elsewhere (:data:`PASS_TOKENS_ELSEWHERE`) the time to launch its kernels, which was not measured."""
-
 PASS_TOKENS_ELSEWHERE = 4096
+"""What one more pass costs, by device, in tokens that could have been read in its time. Chosen: on a CPU a pass of so
+many hides the weights' way from memory; for other devices, where launching kernels costs, nothing was measured."""
 
 
 def prefill(
