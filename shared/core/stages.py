@@ -205,6 +205,29 @@ def module_class(cfg: DictConfig) -> type[BestiaryModule]:
     return target
 
 
+def refuse_sharded(cfg: DictConfig, stages: dict[str, Stage]) -> None:
+    """Raise ConfigError if the trainer shards the model and an objective needs all of it in every process."""
+    from bestiary.shared.core.build import resolve_target
+    from bestiary.shared.core.strategies import FullyShardedStrategy
+
+    strategy: Any = cfg.trainer.get("strategy")
+    target = strategy.get("_target_") if isinstance(strategy, DictConfig) else None
+    if not target or resolve_target(target, "trainer.strategy") is not FullyShardedStrategy:
+        return
+    whole = [
+        name
+        for name, stage in stages.items()
+        if getattr(resolve_target(stage.objective["_target_"], f"recipe.stages.{name}.objective"), "whole_model", False)
+    ]
+    if whole:
+        others = ",".join(name for name in stages if name not in whole)
+        raise ConfigError(
+            f"trainer=fsdp shards the model, and stage {', '.join(whole)} draws from it, for which every process has"
+            " to hold all of it: run it apart, with trainer=ddp or on one device"
+            + (f" (recipe.run=[{others}] now)" if others else "")
+        )
+
+
 def make_loader(
     setting: Setting,
     name: str,

@@ -41,6 +41,7 @@ from bestiary.shared.core.stages import (
     first_structure,
     module_class,
     read_evaluations,
+    refuse_sharded,
     run_stages,
 )
 
@@ -107,6 +108,7 @@ def prepare_run(cfg: DictConfig, choices: dict[str, str], overrides: list[str], 
         check_node(without_missing(values.get(part)), part)
     module_class(cfg)
     stages = read_stages(cfg)
+    refuse_sharded(cfg, stages)
     source = build(cfg.dataset)
     source.check()
     evaluations = read_evaluations(cfg)

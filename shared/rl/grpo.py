@@ -73,6 +73,8 @@ class GRPO:
 
     loss_name = "surrogate"
     headline = ("reward", "no_spread_share", "length")
+    whole_model = True
+    """Every process draws from all of the model: FSDP is refused."""
 
     def __init__(
         self,

@@ -68,6 +68,11 @@ import yaml
             ["recipe.evaluations is empty"],
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            ["+project=_examples", "recipe=grpo", "dataset=carry_addition", "trainer=fsdp", "trainer.accelerator=cpu"],
+            ["stage grpo", "trainer=ddp", "recipe.run=[sft] now"],
+            marks=pytest.mark.slow,
+        ),
         (["+project=_examples", "trainer.precision=16-mixed"], ["bf16-mixed"]),
         (["+project=_examples", "backbone=none"], ["backbone"]),
         (["+project=_examples", "init_from=/nowhere/run"], ["/nowhere/run", "no checkpoint there"]),
