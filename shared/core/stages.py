@@ -214,11 +214,11 @@ def refuse_sharded(cfg: DictConfig, stages: dict[str, Stage]) -> None:
     target = strategy.get("_target_") if isinstance(strategy, DictConfig) else None
     if not target or resolve_target(target, "trainer.strategy") is not FullyShardedStrategy:
         return
-    whole = [
-        name
-        for name, stage in stages.items()
-        if getattr(resolve_target(stage.objective["_target_"], f"recipe.stages.{name}.objective"), "whole_model", False)
-    ]
+    whole = []
+    for name, stage in stages.items():
+        objective = resolve_target(str(stage.objective.get("_target_")), f"recipe.stages.{name}.objective")
+        if getattr(objective, "whole_model", False):
+            whole.append(name)
     if whole:
         others = ",".join(name for name in stages if name not in whole)
         raise ConfigError(

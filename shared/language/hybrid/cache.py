@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -101,6 +102,7 @@ class HybridCache:
     seed: int = 0
     begun: int = field(default=0, repr=False)
     """``length`` before the last forward pass."""
+    joinable: ClassVar[bool] = True
 
     @classmethod
     def empty(
@@ -167,8 +169,6 @@ class HybridCache:
             if isinstance(layer, MambaState):
                 layer.replay = None
         self.begun = self.length
-
-    joinable = True
 
     def join(self, others: Sequence[HybridCache]) -> None:
         """Put the rows of others behind these; a shorter cache is padded in front, which the mask has to hide.

@@ -9,24 +9,13 @@ from bestiary.shared.core.protocols import Sampling
 from bestiary.shared.language.byte_tokenizer import ByteTokenizer
 from bestiary.shared.language.generate import Generation, ThinkBudget, generate, sampling_logprobs
 from bestiary.shared.language.hf_causal_lm import HFCausalLM
-from bestiary.shared.language.prefill import select_rows
 from bestiary.shared.language.processor import TextProcessor
-
-CONFIG = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.3,
-}
 
 
 @pytest.fixture(scope="module")
-def lm():
+def lm(small_sizes):
     torch.manual_seed(0)
-    return HFCausalLM("llama", CONFIG).eval()
+    return HFCausalLM("llama", small_sizes).eval()
 
 
 def prompts(*texts, tokenizer=None):
@@ -207,16 +196,6 @@ def test_embeddings_in_place_of_token_ids(lm):
     blank = {**batch, "input_ids": torch.zeros_like(batch["input_ids"])}
     expected, got = generate(lm, batch, 2, Sampling(5)), generate(lm, blank, 2, Sampling(5), inputs_embeds=embeds)
     assert torch.equal(expected.completion_ids, got.completion_ids)
-
-
-def test_a_cache_of_plain_tensors():
-    """What a small backbone carries without a class of its own: nested lists of tensors, a row each."""
-    cache = [torch.arange(6).reshape(3, 2), None, (torch.arange(3), {"a": torch.arange(3)}), 7]
-    out = select_rows(cache, torch.tensor([2, 0, 2]))
-    assert out[0].tolist() == [[4, 5], [0, 1], [4, 5]]
-    assert out[1] is None
-    assert out[2][0].tolist() == out[2][1]["a"].tolist() == [2, 0, 2]
-    assert out[3] == 7
 
 
 # ------------------------------------------------------------------ ends

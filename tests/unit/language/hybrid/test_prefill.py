@@ -11,19 +11,10 @@ from bestiary.shared.core.protocols import Sampling
 from bestiary.shared.language import prefill as module
 from bestiary.shared.language.generate import generate
 from bestiary.shared.language.hf_causal_lm import HFCausalLM
-from bestiary.shared.language.prefill import like_lengths, prefill
+from bestiary.shared.language.prefill import like_lengths, prefill, select_rows
 from bestiary.shared.language.processor import TextProcessor
 
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.3,
-}
 LENGTHS = [5, 40, 38, 6, 17, 40]
 
 
@@ -68,10 +59,10 @@ def batch_of(lm):
 
 
 @pytest.fixture(params=["transformers", "hybrid", "hybrid with experts"])
-def lm(request, make_lm):
+def lm(request, make_lm, small_sizes):
     if request.param == "transformers":
         torch.manual_seed(0)
-        return HFCausalLM("qwen2", SIZES).eval()
+        return HFCausalLM("qwen2", small_sizes).eval()
     return make_lm("M-M*-" if request.param == "hybrid" else "ME*E")
 
 
@@ -122,11 +113,21 @@ def test_each_prompt_is_completed_as_alone(lm, monkeypatch):
 
 
 @torch.no_grad()
-def test_a_cache_with_a_window_is_read_in_one_go(monkeypatch):
+def test_a_cache_with_a_window_is_read_in_one_go(small_sizes, monkeypatch):
     monkeypatch.setitem(module.PASS_TOKENS, "cpu", 1)
     torch.manual_seed(0)
-    lm = HFCausalLM("mistral", {**SIZES, "sliding_window": 8}).eval()
+    lm = HFCausalLM("mistral", {**small_sizes, "sliding_window": 8}).eval()
     assert not lm.new_cache(1).joinable
     passes = counted(lm, monkeypatch)
     prefill(lm, *batch_of(lm))
     assert passes == [(6, 40)]
+
+
+def test_a_cache_of_plain_tensors():
+    """What a small backbone carries without a class of its own: nested lists of tensors, a row each."""
+    cache = [torch.arange(6).reshape(3, 2), None, (torch.arange(3), {"a": torch.arange(3)}), 7]
+    out = select_rows(cache, torch.tensor([2, 0, 2]))
+    assert out[0].tolist() == [[4, 5], [0, 1], [4, 5]]
+    assert out[1] is None
+    assert out[2][0].tolist() == out[2][1]["a"].tolist() == [2, 0, 2]
+    assert out[3] == 7
