@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bestiary.shared.audio.rotary_time import RotaryTime
+from bestiary.shared.audio.running_norm import RunningNorm
 from bestiary.shared.audio.whisper_encoder import WhisperEncoder
 from bestiary.shared.core.errors import ConfigError
 from bestiary.shared.core.examples import Batch, LMBatch, Media
@@ -36,6 +37,8 @@ class MusicFlamingo(CausalLM):
             None for no rotary time.
         boundaries: put a token before and after each clip.
         projector_bias: of both layers of the projector.
+        standardise: take from the encoder's channels the mean they have in training, and divide by their deviation; for a
+            frozen encoder that was not trained together with the backbone. The papers do not.
         path: a folder with a released checkpoint of transformers' class MusicFlamingo or AudioFlamingo3: its weights
             are read into all parts. Give the backbone its tokenizer with ``backbone.tokenizer=FOLDER``.
         cache_mb: megabytes of features kept by the keys of clips, so that clips seen again are not analysed again.
@@ -52,6 +55,7 @@ class MusicFlamingo(CausalLM):
         rotary_time: dict[str, Any] | None = None,
         boundaries: bool = True,
         projector_bias: bool = True,
+        standardise: bool = False,
         path: str | None = None,
         cache_mb: float = 0.0,
         max_new_tokens: int = 64,
@@ -64,6 +68,7 @@ class MusicFlamingo(CausalLM):
         if rotary_time is not None:
             steps = {"step_seconds": encoder.step_seconds, "tokens_per_window": encoder.tokens_per_window}
             self.rotary_time = RotaryTime(encoder.out_dim, **{**rotary_time, **steps})
+        self.running_norm = RunningNorm(encoder.out_dim) if standardise else None
         self.projector = Projector(encoder.out_dim, backbone.hidden_size, projector_bias)
         self.boundaries = boundaries
         names = [BEGIN, END] if boundaries else []
@@ -92,6 +97,8 @@ class MusicFlamingo(CausalLM):
         """
         values: Any = media
         tokens, counts = self.encoder(values["features"], values["lengths"])
+        if self.running_norm is not None:
+            tokens = self.running_norm(tokens)
         if self.rotary_time is not None:
             window = values["window"].repeat_interleave(counts)
             place = torch.arange(len(tokens), device=tokens.device)

@@ -23,7 +23,7 @@ from bestiary.shared.core.errors import BadDataError, ConfigError
 class WhisperEncoder(nn.Module):
     """Two convolutions (the second of stride 2), a table of positions, pre-norm layers, and a last norm.
 
-    With ``pool`` the tokens are averaged two by two before the last norm, as AF-Whisper does; without, it is Whisper's
+    With ``pool=2`` the tokens are averaged two by two before the last norm, as AF-Whisper does; with 1 it is Whisper's
     encoder. Windows of equal length go through together and no longer than they are, so there is no padding to mask,
     and a clip's tokens do not depend on what it is batched with.
 
@@ -32,14 +32,14 @@ class WhisperEncoder(nn.Module):
     Args:
         front_end: what makes the windows.
         width: D. layers, heads, ffn: of the stack.
-        pool: average pairs of tokens.
+        pool: how many tokens in a row are averaged into one; those left over at the end of a window are dropped.
         recompute: keep only each layer's input for the backward pass, and compute the rest again.
 
     Attributes:
         out_dim: D. step_seconds: seconds between tokens. tokens_per_window: tokens of a whole window.
 
     Raises:
-        ConfigError: if the heads do not divide the width.
+        ConfigError: if the heads do not divide the width, or for a pool that is no number of 1 or more.
     """
 
     def __init__(
@@ -49,12 +49,15 @@ class WhisperEncoder(nn.Module):
         layers: int = 32,
         heads: int = 20,
         ffn: int = 5120,
-        pool: bool = True,
+        pool: int = 2,
         recompute: bool = False,
     ):
         super().__init__()
         if width % heads:
             raise ConfigError(f"encoder.heads={heads} does not divide encoder.width={width}")
+        # A bool would pass as 0 or 1.
+        if isinstance(pool, bool) or pool < 1:
+            raise ConfigError(f"encoder.pool={pool}: give how many tokens are averaged into one; 1 averages none")
         self.front_end = front_end or LogMel()
         self.out_dim, self.pool, self.recompute = width, pool, recompute
         self.conv1 = nn.Conv1d(self.front_end.n_mels, width, 3, padding=1)
@@ -64,12 +67,12 @@ class WhisperEncoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(width, heads, ffn) for _ in range(layers))
         self.layer_norm = nn.LayerNorm(width)
         self.tokens_per_window: int = self.token_counts(self.front_end.frames)
-        self.step_seconds = self.front_end.hop / self.front_end.rate * (4 if pool else 2)
+        self.step_seconds = self.front_end.hop / self.front_end.rate * 2 * pool
 
     def token_counts(self, frames: Any) -> Any:
-        """How many tokens so many real frames (a number or a tensor) become; with ``pool`` two become none."""
+        """How many tokens so many real frames (a number or a tensor) become; fewer than ``pool`` tokens become none."""
         positions = (frames - 1) // 2 + 1
-        return (positions - 2) // 2 + 1 if self.pool else positions
+        return positions // self.pool
 
     def preprocess(self, raw: tuple[np.ndarray, int]) -> tuple[dict[str, torch.Tensor], int]:
         """Features of one clip.
@@ -139,8 +142,8 @@ class WhisperEncoder(nn.Module):
         x = x[..., :positions].transpose(1, 2) + self.embed_positions.weight[:positions]
         for layer in self.layers:
             x = checkpoint(layer, x, use_reentrant=False) if self.recompute and self.training else layer(x)
-        if self.pool:
-            x = x[:, : positions // 2 * 2].unflatten(1, (-1, 2)).mean(2)
+        if self.pool > 1:
+            x = x[:, : positions // self.pool * self.pool].unflatten(1, (-1, self.pool)).mean(2)
         return self.layer_norm(x)
 
 

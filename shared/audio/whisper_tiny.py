@@ -30,12 +30,12 @@ SUFFIXES = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias
 
 
 def whisper_tiny(
-    pool: bool = False, fill: bool = True, max_seconds: float = 1200.0, frozen: bool = True
+    pool: int = 1, fill: bool = True, max_seconds: float = 1200.0, frozen: bool = True
 ) -> WhisperEncoder | FrozenEncoder:
     """The encoder of Whisper tiny.en, pretrained: 80 mel bins, width 384, 4 layers, 8.2 M parameters.
 
     Args:
-        pool: average pairs of tokens before the last norm; Whisper does not, and half as many tokens come out.
+        pool: how many tokens in a row are averaged into one before the last norm; Whisper averages none (1).
         fill: fill windows up to 30 s with silence, as Whisper was trained; without, short clips are cheaper and their
             features somewhat different.
         max_seconds: longest clip.

@@ -184,10 +184,11 @@ def save_pretrained(model: Any, out: Path, dtype: torch.dtype | None = None, sha
     """
     if not hasattr(model.backbone, "lm"):
         raise ConfigError("transformers' Music Flamingo has one of its own decoders, and this backbone is none")
-    if (model.rotary_time is None) == model.boundaries or not encoder_of(model).pool:
+    between = (model.rotary_time is None) == model.boundaries or model.running_norm is not None
+    if between or encoder_of(model).pool != 2:
         raise ConfigError(
             "transformers has Music Flamingo (rotary time and boundaries) and Audio Flamingo 3 (neither), with a pool "
-            "in the encoder; this model is between them"
+            "of two in the encoder, whose channels are not standardised; this model is between them"
         )
     out.mkdir(parents=True, exist_ok=True)
     state = state_of(model)

@@ -17,15 +17,15 @@ transformers = pytest.importorskip("transformers")
 LENGTHS = torch.tensor([100, 1, 2, 3, 51, 100, 98])
 
 
-def encoder(pool: bool, fill: bool = False) -> WhisperEncoder:
+def encoder(pool: int, fill: bool = False) -> WhisperEncoder:
     torch.manual_seed(0)
     front_end = LogMel(n_mels=16, window_seconds=1.0, max_seconds=10, fill=fill)
     return WhisperEncoder(front_end, width=40, layers=2, heads=4, ffn=64, pool=pool).eval()
 
 
-def peer(pool: bool):
+def peer(pool: int):
     shape = {"num_mel_bins": 16, "max_source_positions": 50, "dropout": 0.0}
-    if pool:
+    if pool == 2:
         sizes = {"hidden_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
         config = transformers.AudioFlamingo3EncoderConfig(**shape, **sizes)
         return transformers.AudioFlamingo3Encoder(config).eval()
@@ -37,7 +37,7 @@ def peer(pool: bool):
 
 @torch.no_grad()
 def test_af_whisper_is_transformers_on_windows_of_any_length():
-    ours, theirs = encoder(True), peer(True)
+    ours, theirs = encoder(2), peer(2)
     ours.load_state_dict(theirs.state_dict())
     features = torch.randn(7, 16, 100)
     mask = torch.arange(100) < LENGTHS[:, None]
@@ -50,7 +50,7 @@ def test_af_whisper_is_transformers_on_windows_of_any_length():
 
 @torch.no_grad()
 def test_whisper_is_transformers_which_attends_to_silence():
-    ours, theirs = encoder(False, fill=True), peer(False)
+    ours, theirs = encoder(1, fill=True), peer(1)
     ours.load_state_dict(theirs.state_dict())
     features = torch.randn(7, 16, 100)
     wanted = theirs(features).last_hidden_state
@@ -64,21 +64,21 @@ def test_positions_are_whispers_and_are_never_trained():
     from transformers.models.whisper.modeling_whisper import sinusoids as theirs
 
     torch.testing.assert_close(sinusoids(1500, 384), theirs(1500, 384))
-    model = encoder(True)
+    model = encoder(2)
     assert torch.equal(model.state_dict()["embed_positions.weight"], sinusoids(50, 40))
     assert all("positions" not in name for name, _ in model.named_parameters())
 
 
 def test_one_forward_in_any_float_type():
     """Features are cast inside: a bfloat16 model takes the float32 that a front end makes."""
-    model = encoder(True).bfloat16()
+    model = encoder(2).bfloat16()
     tokens, _ = model(torch.randn(1, 16, 100), torch.tensor([100]))
     assert tokens.dtype is torch.bfloat16
 
 
 @pytest.mark.parametrize("count", [1, 480, 16000, 16001, 40000])
 def test_a_clips_tokens_are_counted_before_they_are_made(count):
-    model = encoder(True)
+    model = encoder(2)
     items, total = model.preprocess((np.full(count, 0.1, np.float32), 16000))
     tokens, counts = model(**items)
     assert len(tokens) == total == int(counts.sum())
@@ -89,7 +89,7 @@ def test_a_clips_tokens_are_counted_before_they_are_made(count):
 def test_recomputing_layers_changes_no_gradient():
     grads = []
     for recompute in (False, True):
-        model = encoder(True).train()
+        model = encoder(2).train()
         model.recompute = recompute
         tokens, _ = model(torch.ones(1, 16, 100), torch.tensor([100]))
         tokens.square().sum().backward()
@@ -98,7 +98,7 @@ def test_recomputing_layers_changes_no_gradient():
 
 
 def test_a_clip_over_the_longest_is_cut_aloud():
-    hears = encoder(True)
+    hears = encoder(2)
     with pytest.warns(UserWarning, match="clips over 10 s are cut"):
         items, _ = hears.preprocess((np.zeros(160001, np.float32), 16000))
     assert len(items["lengths"]) == 10
@@ -107,8 +107,28 @@ def test_a_clip_over_the_longest_is_cut_aloud():
         hears.preprocess((np.zeros(160000, np.float32), 16000))
 
 
+@torch.no_grad()
+def test_a_wider_pool_averages_as_many_tokens_and_drops_the_rest():
+    """Worked by hand from the tokens before the pool, which an encoder without a last norm shows."""
+    single, pooled = encoder(1), encoder(7)
+    single.layer_norm = pooled.layer_norm = torch.nn.Identity()
+    features = torch.randn(7, 16, 100)
+    tokens, many = single(features, LENGTHS)
+    found, few = pooled(features, LENGTHS)
+    assert few.tolist() == [7, 0, 0, 0, 3, 7, 7]
+    rows = [row[: len(row) // 7 * 7].unflatten(0, (-1, 7)).mean(1) for row in tokens.split(many.tolist())]
+    torch.testing.assert_close(found, torch.cat(rows))
+    assert (pooled.tokens_per_window, pooled.step_seconds) == (7, pytest.approx(0.14))
+
+
+@pytest.mark.parametrize("pool", [0, -1, True])
+def test_a_pool_that_is_no_number_of_tokens_is_refused(pool):
+    with pytest.raises(ConfigError, match="how many tokens"):
+        encoder(pool)
+
+
 def test_a_frozen_encoder_gives_the_same_tokens_and_is_never_trained():
-    plain, frozen = encoder(True), FrozenEncoder(encoder(True))
+    plain, frozen = encoder(2), FrozenEncoder(encoder(2))
     clip = (np.random.default_rng(0).standard_normal(37000) * 0.1).astype(np.float32)
     items, total = plain.preprocess((clip, 16000))
     tokens, counts = plain(**items)
@@ -125,4 +145,4 @@ def test_a_frozen_encoder_gives_the_same_tokens_and_is_never_trained():
 
 def test_another_rate_is_refused():
     with pytest.raises(BadDataError, match="44100"):
-        encoder(True).preprocess((np.zeros(100, np.float32), 44100))
+        encoder(2).preprocess((np.zeros(100, np.float32), 44100))
