@@ -37,8 +37,8 @@ class MusicFlamingo(CausalLM):
             None for no rotary time.
         boundaries: put a token before and after each clip.
         projector_bias: of both layers of the projector.
-        standardise: take from the encoder's channels the mean they have in training, and divide by their deviation; for a
-            frozen encoder that was not trained together with the backbone. The papers do not.
+        standardise: take from the encoder's channels the mean they have in training, and divide by their deviation;
+            for a frozen encoder that the backbone has never met. The papers do not.
         path: a folder with a released checkpoint of transformers' class MusicFlamingo or AudioFlamingo3: its weights
             are read into all parts. Give the backbone its tokenizer with ``backbone.tokenizer=FOLDER``.
         cache_mb: megabytes of features kept by the keys of clips, so that clips seen again are not analysed again.

@@ -136,6 +136,8 @@ def check_config(model: Any, folder: Path) -> None:
     wanted = [
         ("model.boundaries", music, model.boundaries),
         ("model.rotary_time (null or not)", music, rotary is not None),
+        ("model.standardise", False, model.running_norm is not None),
+        ("encoder.pool", 2, encoder_of(model).pool),
         ("encoder.front_end.n_mels", audio.get("num_mel_bins", 128), encoder.front_end.n_mels),
         (
             "encoder.heads",

@@ -25,13 +25,15 @@ TEXT = {**SIZES, "num_key_value_heads": 2, "vocab_size": 300}
 AUDIO = {"num_mel_bins": 16, "hidden_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-def flamingo(music: bool = True, backbone=None, seconds: float = 1.0, path=None, hop: int = 160) -> MusicFlamingo:
+def flamingo(
+    music: bool = True, backbone=None, seconds: float = 1.0, path=None, hop: int = 160, **options
+) -> MusicFlamingo:
     """A tiny model; windows of one second."""
     torch.manual_seed(0)
     front_end = LogMel(n_mels=16, hop=hop, window_seconds=seconds, max_seconds=40 * seconds)
     encoder = WhisperEncoder(front_end, width=40, layers=2, heads=4, ffn=64)
     backbone = backbone or HFCausalLM("qwen2", {**TEXT, "tie_word_embeddings": False}, "byte")
-    return MusicFlamingo(backbone, encoder, {} if music else None, boundaries=music, path=path).eval()
+    return MusicFlamingo(backbone, encoder, {} if music else None, boundaries=music, path=path, **options).eval()
 
 
 def peer(model: MusicFlamingo, music: bool):
@@ -177,10 +179,13 @@ def test_a_checkpoint_that_does_not_fit_is_named(tmp_path):
     wide = HFCausalLM("qwen2", {**TEXT, "hidden_size": 64, "tie_word_embeddings": False}, "byte")
     with pytest.raises(BadDataError, match=r"is \(300, 32\), and the model wants \(300, 64\)"):
         flamingo(backbone=wide, path=str(tmp_path))
-    model = flamingo()
-    model.rotary_time = None
-    with pytest.raises(ConfigError, match="between them"):
-        save_pretrained(model, tmp_path / "x")
+    with pytest.raises(ConfigError, match=r"model\.standardise is False there, True here"):
+        flamingo(path=str(tmp_path), standardise=True)
+    between = [flamingo(), flamingo(standardise=True)]
+    between[0].rotary_time = None
+    for model in between:
+        with pytest.raises(ConfigError, match="between them"):
+            save_pretrained(model, tmp_path / "x")
 
 
 @torch.no_grad()
@@ -198,6 +203,26 @@ def test_a_clip_does_not_depend_on_its_batch():
     for row, example in enumerate(CLIPS):
         one = model.generate(model.processor()([example], "prompt"), 2, sampling).texts
         assert one == texts[2 * row : 2 * row + 2]
+
+
+def test_standardised_channels_are_the_same_in_training_and_for_a_clip_alone():
+    model = flamingo(standardise=True)
+    batch = model.processor()(CLIPS, "prompt")
+    plain = model(batch).logits
+    with torch.no_grad():
+        model.train()
+        for _ in range(2):  # equal batches have equal statistics
+            trained = model(batch).logits
+        model.eval()
+        heard = model(batch).logits
+        torch.testing.assert_close(heard, trained)
+        assert not torch.allclose(heard, plain, atol=1e-3)
+        alone = model(model.processor()(CLIPS[:1], "prompt")).logits[0]
+    torch.testing.assert_close(alone, heard[0, batch["attention_mask"][0].bool()], atol=1e-5, rtol=0)
+    other = flamingo(standardise=True)
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(other(batch).logits, heard)
 
 
 def test_rollouts_encode_a_clip_once_for_its_group(monkeypatch):
