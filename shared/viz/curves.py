@@ -66,6 +66,7 @@ def plot_curves(runs: Mapping[str, Path], path: Path, title: str = "") -> Path:
     figure: Any = require("matplotlib.figure", "zoo").Figure(figsize=(11, 4), layout="constrained")
     require("matplotlib.backends.backend_agg", "zoo")
     left, right = figure.subplots(1, 2)
+    rewards: Any = None
     stages: list[tuple[str, float]] = []
     for number, (name, file) in enumerate(runs.items()):
         series, own_stages = read_metrics(file)
@@ -73,11 +74,13 @@ def plot_curves(runs: Mapping[str, Path], path: Path, title: str = "") -> Path:
         loss = series.get("train/loss")
         if loss:
             left.plot(*loss, label=name, color=f"C{number}", linewidth=1.4)
-        if "train/reward" in series:  # rollouts: the surrogate says nothing, the reward does
-            left.plot(
+        if "train/reward" in series:  # rollouts: the surrogate says nothing, the reward does, on a scale of its own
+            rewards = rewards or left.twinx()
+            rewards.plot(
                 *series["train/reward"],
                 label="reward" if len(runs) == 1 else f"{name}: reward",
-                color=f"C{number + 1}",
+                color=f"C{number}",
+                linestyle="--",
                 linewidth=1.4,
             )
         for index, metric in enumerate(shown_metrics(series, means=len(runs) > 1)):
@@ -90,8 +93,13 @@ def plot_curves(runs: Mapping[str, Path], path: Path, title: str = "") -> Path:
         for stage, first in stages if len(stages) > 1 else []:
             axis.axvline(first, color="0.6", linewidth=0.8)
             axis.annotate(stage, (first, 1), xycoords=("data", "axes fraction"), fontsize=8, va="top")
-        if axis.lines and axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8, frameon=False)
+        lines = [*axis.lines, *(rewards.lines if rewards is not None and axis is left else [])]
+        lines = [line for line in lines if not line.get_label().startswith("_")]
+        if lines:
+            axis.legend(handles=lines, fontsize=8, frameon=False)
+    left.set_ylabel("loss")
+    if rewards is not None:
+        rewards.set_ylabel("reward")
     if title:
         figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=110)

@@ -57,6 +57,18 @@ def test_steps_count_on_through_the_stages(tmp_path):
     assert plot_curves({"a": file, "b": file}, tmp_path / "b.png", title="both").read_bytes().startswith(PNG)
 
 
+def test_the_reward_has_a_scale_of_its_own(tmp_path, monkeypatch):
+    file = tmp_path / "metrics.csv"
+    file.write_text("stage,step,train/loss,train/reward\nsft,1,9,\nsft,2,8,\ngrpo,1,0.0,0.5\ngrpo,2,0.1,0.75\n")
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, dpi: drawn.append(figure))
+    plot_curves({"a": file}, tmp_path / "a.png")
+    loss, _, reward = drawn[0].axes
+    assert [line.get_ydata().tolist() for line in reward.lines] == [[0.5, 0.75]]
+    assert reward.get_ylim()[0] > 0.25 and loss.get_ylim()[1] > 8
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["a", "reward"]
+
+
 def test_what_a_metric_rests_on_is_not_drawn():
     names = (
         "train/loss",
