@@ -228,6 +228,21 @@ def refuse_sharded(cfg: DictConfig, stages: dict[str, Stage]) -> None:
         )
 
 
+def refuse_without_data(cfg: DictConfig, stages: dict[str, Stage], source: Any) -> None:
+    """Draw one example of every part that a stage trains on, so that a later stage without data ends no run half-way.
+
+    Raises:
+        UserError: what the source says of that part.
+    """
+    drawn = set()
+    for name, stage in stages.items():
+        entries = [stage.data or {}] if not stage.blend else stage.blend.values()
+        own = [entry.get("part") for entry in entries if not entry.get("dataset")]
+        for part in set(own) - drawn:
+            source.train_example(0, Stream(cfg.seed, name, stage.batch_size), part)
+            drawn.add(part)
+
+
 def make_loader(
     setting: Setting,
     name: str,

@@ -42,6 +42,7 @@ from bestiary.shared.core.stages import (
     module_class,
     read_evaluations,
     refuse_sharded,
+    refuse_without_data,
     run_stages,
 )
 
@@ -118,6 +119,7 @@ def prepare_run(cfg: DictConfig, choices: dict[str, str], overrides: list[str], 
     if cfg.init_from:
         check_same_net(load_structure(find_checkpoint(cfg.init_from)), first_structure(setting))
     refuse_what_cannot_fit(first_structure(setting), next(iter(stages.values())), source, cfg)
+    refuse_without_data(cfg, stages, source)
     setting.run = open_run(cfg, choices, overrides)
     if rank() == 0:
         say_size(cfg, choices, stages)

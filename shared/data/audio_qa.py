@@ -53,6 +53,7 @@ class AudioQAJsonl:
         verifier: of questions that are neither a choice (``multiple_choice``) nor a description (task ``caption`` with
             meta: ``metadata``). None takes ``numeric`` where the answer is a number, else ``exact_text``.
         thoughts: whether the part ``sft`` shows thoughts.
+        tagged: whether it has every answer in ``<answer>…</answer>``, where rewards and evaluations look for it.
         max_seconds: longest clip; a longer one is a fault.
 
     Raises:
@@ -66,6 +67,7 @@ class AudioQAJsonl:
         rate: int = 16000,
         verifier: str | None = None,
         thoughts: bool = False,
+        tagged: bool = False,
         max_seconds: float = 1200.0,
     ):
         if not isinstance(rate, int) or not RATES[0] <= rate <= RATES[1]:
@@ -73,7 +75,7 @@ class AudioQAJsonl:
         if isinstance(max_seconds, str) or not max_seconds > 0:
             raise ConfigError(f"dataset.max_seconds is a number of seconds above 0, not {max_seconds!r}")
         self.path, self.rate = Path(path).expanduser(), rate
-        self.verifier, self.thoughts, self.max_seconds = verifier, thoughts, max_seconds
+        self.verifier, self.thoughts, self.tagged, self.max_seconds = verifier, thoughts, tagged, max_seconds
         self._verifiers: dict[str, Verifier] = {} if verifier is None else {verifier: make_verifier(verifier)}
 
     @cached_property
@@ -215,6 +217,8 @@ class AudioQAJsonl:
             del example["verifier"]
             if row.think and (part == "think" or self.thoughts):
                 example["answer"] = f"<think>{row.think}</think><answer>{row.answer}</answer>"
+            elif self.tagged:
+                example["answer"] = f"<answer>{row.answer}</answer>"
         return example
 
     def _audio(self, clip: Clip) -> Content:

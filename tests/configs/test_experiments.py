@@ -10,6 +10,7 @@ import torch
 from bestiary.shared.core.build import build, check_node
 from bestiary.shared.core.checkpoint import Structure, build_model
 from bestiary.shared.core.config import check_choices, compose, conf_dir, resolved
+from bestiary.shared.data.audio_qa import PARTS
 
 yaml = pytest.importorskip("yaml")
 
@@ -109,6 +110,21 @@ def test_music_flamingo_trains_at_the_papers_numbers():
     cfg, choices = compose(["+experiment=music_flamingo/paper_af3_sft"])
     assert choices["recipe"] == "af3_sft"
     assert (cfg.recipe.lr, cfg.recipe.batch_size, cfg.model.rotary_time) == (1.5e-5, 128, None)
+
+
+def test_experiments_on_a_users_questions_ask_for_parts_that_it_has():
+    found = 0
+    for name in NAMES:
+        cfg, choices = compose([f"+experiment={name}"])
+        if choices["dataset"] != "audio_qa_jsonl":
+            continue
+        found += 1
+        asked = [node.get("part") for node in cfg.recipe.evaluations.values() if node]
+        for stage in (cfg.recipe.stages[stage] for stage in cfg.recipe.run):
+            asked += [entry.get("part") for entry in (stage.get("blend") or {}).values() if not entry.get("dataset")]
+            asked += [] if stage.get("blend") else [(stage.get("data") or {}).get("part")]
+        assert set(asked) <= set(PARTS), name
+    assert found >= 2
 
 
 def test_paper_sizes_train_at_the_papers_numbers():

@@ -102,6 +102,8 @@ def test_thoughts_are_shown_where_asked(folder):
     }
     assert answers(shown, "sft") == {**thought, "v": "G major"}
     assert answers(plain, "think") == thought
+    assert answers(source(path, thoughts=True, tagged=True), "sft") == {**thought, "v": "<answer>G major</answer>"}
+    assert answers(source(path, tagged=True), "rl") == answers(plain, "rl")
     assert answers(shown, "rl") == answers(plain, "sft")
     assert "verifier" not in plain.train_example(0, STREAM, "sft")
     with pytest.raises(ConfigError, match="the parts sft, think and rl, not 'x'"):

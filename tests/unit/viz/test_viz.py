@@ -65,7 +65,8 @@ def test_the_reward_has_a_scale_of_its_own(tmp_path, monkeypatch):
     plot_curves({"a": file}, tmp_path / "a.png")
     loss, _, reward = drawn[0].axes
     assert [line.get_ydata().tolist() for line in reward.lines] == [[0.5, 0.75]]
-    assert reward.get_ylim()[0] > 0.25 and loss.get_ylim()[1] > 8
+    assert reward.get_ylim()[0] > 0.25
+    assert loss.get_ylim()[1] > 8
     assert [text.get_text() for text in loss.get_legend().get_texts()] == ["a", "reward"]
 
 
