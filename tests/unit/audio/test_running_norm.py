@@ -57,6 +57,18 @@ def test_a_skipped_step_leaves_nothing(batches):
     assert set(before) == {"mean", "variance", "batches"}
 
 
+def test_batches_of_all_processes_count(batches, monkeypatch):
+    norm, other = RunningNorm(3), RunningNorm(3)
+    norm(batches[0])
+    for batch in batches[1:]:
+        other(batch)
+    theirs = {0: other.fresh_batches, 2: other.fresh}
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda mine: mine.add_(theirs[mine.ndim]))
+    norm.after_step(True)
+    torch.testing.assert_close(norm.eval()(batches[1]), standard(batches[1], batches))
+
+
 def test_a_single_token_or_none_is_no_statistic():
     norm = RunningNorm(2)
     for count in (0, 1):
