@@ -243,10 +243,10 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    status = 0
     try:
         status = main()
         sys.stdout.flush()
     except BrokenPipeError:  # `doctor.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
     sys.exit(status)

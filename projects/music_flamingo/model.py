@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bestiary.shared.audio.channel_norm import ChannelNorm
 from bestiary.shared.audio.rotary_time import RotaryTime
-from bestiary.shared.audio.running_norm import RunningNorm
 from bestiary.shared.audio.whisper_encoder import WhisperEncoder
 from bestiary.shared.core.errors import ConfigError
 from bestiary.shared.core.examples import Batch, LMBatch, Media
 from bestiary.shared.core.protocols import LanguageBackbone, Sampling
+from bestiary.shared.core.streams import Stream
 from bestiary.shared.language.causal_lm import CausalLM
 from bestiary.shared.language.generate import Generation
 from bestiary.shared.language.media_processor import FeatureCache, MediaProcessor, Modality, scatter_media
+
+SOME_CLIPS, SOME_SECONDS = 128, 600.0
+"""What channels are standardised by: this many clips of the training data, or as many as are this long together."""
 
 SOUND, BEGIN, END = "<sound>", "<|sound_bos|>", "<|sound_eos|>"
 
@@ -37,7 +41,7 @@ class MusicFlamingo(CausalLM):
             None for no rotary time.
         boundaries: put a token before and after each clip.
         projector_bias: of both layers of the projector.
-        standardise: take from the encoder's channels the mean they have in training, and divide by their deviation;
+        standardise: take from the encoder's channels their mean over training clips, and divide by their deviation;
             for a frozen encoder that the backbone has never met. The papers do not.
         path: a folder with a released checkpoint of transformers' class MusicFlamingo or AudioFlamingo3: its weights
             are read into all parts. Give the backbone its tokenizer with ``backbone.tokenizer=FOLDER``.
@@ -68,7 +72,7 @@ class MusicFlamingo(CausalLM):
         if rotary_time is not None:
             steps = {"step_seconds": encoder.step_seconds, "tokens_per_window": encoder.tokens_per_window}
             self.rotary_time = RotaryTime(encoder.out_dim, **{**rotary_time, **steps})
-        self.running_norm = RunningNorm(encoder.out_dim) if standardise else None
+        self.channel_norm = ChannelNorm(encoder.out_dim) if standardise else None
         self.projector = Projector(encoder.out_dim, backbone.hidden_size, projector_bias)
         self.boundaries = boundaries
         names = [BEGIN, END] if boundaries else []
@@ -79,6 +83,29 @@ class MusicFlamingo(CausalLM):
             from bestiary.shared.hub.music_flamingo import load_weights
 
             load_weights(self, path)
+
+    @torch.no_grad()
+    def adapt_to(self, source: Any) -> None:
+        """Where channels are standardised: find their mean and deviation on some training clips.
+
+        A model that has them from a run before keeps them, for its projector knows them.
+        """
+        if self.channel_norm is not None and not self.channel_norm.fitted:
+            self.channel_norm.fit(self._some_clips(source))
+
+    def _some_clips(self, source: Any) -> Iterator[torch.Tensor]:
+        """Tokens (n, D) of the first training clips, as many as the cost of it allows."""
+        seconds = 0.0
+        for k in range(SOME_CLIPS):
+            for message in source.train_example(k, Stream(0, "channels"))["messages"]:
+                for content in message["content"]:
+                    if isinstance(content, dict) and content["type"] == "audio":
+                        value, rate = content["value"], content["rate"]
+                        media: Any = self.encoder.preprocess((value, rate))[0]
+                        yield self.encoder(media["features"], media["lengths"])[0]
+                        seconds += len(value) / rate
+            if seconds > SOME_SECONDS:
+                return
 
     def processor(self, max_len: int | None = None) -> MediaProcessor:
         """Examples to batches, with this backbone's tokenizer and this encoder's front end."""
@@ -97,8 +124,8 @@ class MusicFlamingo(CausalLM):
         """
         values: Any = media
         tokens, counts = self.encoder(values["features"], values["lengths"])
-        if self.running_norm is not None:
-            tokens = self.running_norm(tokens)
+        if self.channel_norm is not None:
+            tokens = self.channel_norm(tokens)
         if self.rotary_time is not None:
             window = values["window"].repeat_interleave(counts)
             place = torch.arange(len(tokens), device=tokens.device)

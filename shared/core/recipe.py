@@ -22,7 +22,7 @@ class Stage:
         steps: optimiser steps.
         batch_size: samples a step, over all ranks and micro-batches.
         data: ``{part: NAME}`` of the run's data set, or null for the whole.
-        blend: name to ``{dataset: node or null (the run's), part, weight}``; instead of ``data``.
+        blend: name to ``{dataset: node or null (the run's), part, weight}``, or null for none; instead of ``data``.
         phases: shares of the steps at which the blend's next phase begins; a weight may then be a list, one a phase.
         schedule: node of the learning-rate schedule, or null for constant.
         trainable: globs of parameters that are trained. prepare: nodes applied before the stage.
@@ -59,6 +59,8 @@ class Stage:
             ConfigError: for an unknown, missing or impossible value.
         """
         values = to_plain(node)
+        if values.get("blend"):
+            values["blend"] = {key: entry for key, entry in values["blend"].items() if entry is not None}
         known = [f.name for f in fields(cls)]
         for key in values:
             if key not in known:

@@ -229,18 +229,21 @@ def refuse_sharded(cfg: DictConfig, stages: dict[str, Stage]) -> None:
 
 
 def refuse_without_data(cfg: DictConfig, stages: dict[str, Stage], source: Any) -> None:
-    """Draw one example of every part that a stage trains on, so that a later stage without data ends no run half-way.
+    """Refuse a run whose later stages have no data, so that none ends half-way.
+
+    One example is drawn of every part of the run's source that a stage trains on; other sources of a blend are checked.
 
     Raises:
-        UserError: what the source says of that part.
+        UserError: what the source says.
     """
     drawn = set()
     for name, stage in stages.items():
-        entries = [stage.data or {}] if not stage.blend else stage.blend.values()
-        own = [entry.get("part") for entry in entries if not entry.get("dataset")]
-        for part in set(own) - drawn:
-            source.train_example(0, Stream(cfg.seed, name, stage.batch_size), part)
-            drawn.add(part)
+        for entry in stage.blend.values() if stage.blend else [stage.data or {}]:
+            if entry.get("dataset"):
+                build(entry["dataset"]).check()
+            elif entry.get("part") not in drawn:
+                drawn.add(entry.get("part"))
+                source.train_example(0, Stream(cfg.seed, name, stage.batch_size), entry.get("part"))
 
 
 def make_loader(

@@ -136,7 +136,7 @@ def check_config(model: Any, folder: Path) -> None:
     wanted = [
         ("model.boundaries", music, model.boundaries),
         ("model.rotary_time (null or not)", music, rotary is not None),
-        ("model.standardise", False, model.running_norm is not None),
+        ("model.standardise", False, model.channel_norm is not None),
         ("encoder.pool", 2, encoder_of(model).pool),
         ("encoder.front_end.n_mels", audio.get("num_mel_bins", 128), encoder.front_end.n_mels),
         (
@@ -186,7 +186,7 @@ def save_pretrained(model: Any, out: Path, dtype: torch.dtype | None = None, sha
     """
     if not hasattr(model.backbone, "lm"):
         raise ConfigError("transformers' Music Flamingo has one of its own decoders, and this backbone is none")
-    between = (model.rotary_time is None) == model.boundaries or model.running_norm is not None
+    between = (model.rotary_time is None) == model.boundaries or model.channel_norm is not None
     if between or encoder_of(model).pool != 2:
         raise ConfigError(
             "transformers has Music Flamingo (rotary time and boundaries) and Audio Flamingo 3 (neither), with a pool "

@@ -51,19 +51,6 @@ def hears(tool, tmp_path_factory):
     return folder / "stage"
 
 
-def test_a_later_stage_without_data_is_refused_before_the_first(tool, tmp_path):
-    rows = [{"audio": f"{name}.wav", "question": "?", "answer": "C", "split": name} for name in ("train", "test")]
-    for row in rows:
-        tone(tmp_path / row["audio"])
-    (tmp_path / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = ["dataset=audio_qa_jsonl", f"dataset.path={tmp_path / 'qa.jsonl'}"]
-    run = ["recipe.run=[sft,cold_start]", f"paths.run_dir={tmp_path / 'run'}"]
-    job = tool("train", "+project=music_flamingo", *data, *run)
-    assert job.returncode == 2, job.stderr
-    assert "no row is to train on with thoughts: give rows think" in job.stderr
-    assert not (tmp_path / "run").exists()
-
-
 def records(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 

@@ -104,11 +104,11 @@ def stage(**values):
         ({"a": {"weight": "3"}}, None, "entry a needs positive weights"),
         ({"a": {"weight": None}}, None, "entry a needs positive weights"),
         ({"a": {"weight": [1, 2]}}, [0.0], r"a rising list of shares between 0 and 1, like \[0.6, 0.8\], not \[0.0\]"),
-        ({"a": None}, [0.8, 0.6], "a rising list"),
-        ({"a": None}, [0.5, 1.0], "a rising list"),
-        ({"a": None}, [60, 80], "a rising list"),
-        ({"a": None}, ["0.5"], "a rising list"),
-        ({"a": None}, 0.5, "a rising list"),
+        ({"a": {}}, [0.8, 0.6], "a rising list"),
+        ({"a": {}}, [0.5, 1.0], "a rising list"),
+        ({"a": {}}, [60, 80], "a rising list"),
+        ({"a": {}}, ["0.5"], "a rising list"),
+        ({"a": {}}, 0.5, "a rising list"),
         (None, [0.5], "phases needs a blend"),
     ],
 )
@@ -121,3 +121,7 @@ def test_what_fits():
     check_phases("x", None, None)
     assert stage(blend={"a": {"weight": [1, 0]}, "b": {"weight": 2}, "c": {}}, phases=[0.5]).phases == [0.5]
     assert stage().phases is None
+
+
+def test_an_entry_that_is_null_is_left_out():
+    assert stage(blend={"a": {"weight": 2}, "b": None}).blend == {"a": {"weight": 2}}
