@@ -71,7 +71,7 @@ def test_templates_and_once_more(tool, music, tmp_path):
 
 
 def test_who_stops_it_is_told_that_it_goes_on(tool, music, tmp_path):
-    waits = "import time\np.Pipeline._write = lambda *args: (print('writing', flush=True), time.sleep(60))\n"
+    waits = "import time\np.Pipeline._write = lambda *args: (print('writing', flush=True), time.sleep(600))\n"
     job = tool.start("make_music_qa", music, "--out", "out", cwd=tmp_path, before=QUICK + waits)
     job.wait_for("writing")
     job.signal(signal.SIGINT)
