@@ -21,7 +21,7 @@ from bestiary.shared.language.causal_lm import CausalLM
 from bestiary.shared.language.generate import Generation
 from bestiary.shared.language.media_processor import FeatureCache, MediaProcessor, Modality, scatter_media
 
-SOME_CLIPS, SOME_SECONDS = 128, 600.0
+NORM_CLIPS, NORM_SECONDS = 128, 600.0
 """What channels are standardised by: this many clips of the training data, or as many as are this long together."""
 
 SOUND, BEGIN, END = "<sound>", "<|sound_bos|>", "<|sound_eos|>"
@@ -90,21 +90,19 @@ class MusicFlamingo(CausalLM):
 
         A model that has them from a run before keeps them, for its projector knows them.
         """
-        if self.channel_norm is not None and not self.channel_norm.fitted:
+        if self.channel_norm is not None:
             self.channel_norm.fit(self._some_clips(source))
 
     def _some_clips(self, source: Any) -> Iterator[torch.Tensor]:
         """Tokens (n, D) of the first training clips, as many as the cost of it allows."""
-        seconds = 0.0
-        for k in range(SOME_CLIPS):
-            for message in source.train_example(k, Stream(0, "channels"))["messages"]:
-                for content in message["content"]:
-                    if isinstance(content, dict) and content["type"] == "audio":
-                        value, rate = content["value"], content["rate"]
-                        media: Any = self.encoder.preprocess((value, rate))[0]
-                        yield self.encoder(media["features"], media["lengths"])[0]
-                        seconds += len(value) / rate
-            if seconds > SOME_SECONDS:
+        process, seconds = self.processor(), 0.0
+        for k in range(NORM_CLIPS):
+            batch: Any = process([source.train_example(k, Stream(0, "channels"))], "prompt")
+            if media := batch["media"].get("audio"):
+                tokens, counts = self.encoder(media["features"], media["lengths"])
+                seconds += float(counts.sum()) * self.encoder.step_seconds
+                yield tokens
+            if seconds > NORM_SECONDS:
                 return
 
     def processor(self, max_len: int | None = None) -> MediaProcessor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,6 +29,8 @@ def lora(
     ``*.experts.up_proj`` and ``*.experts.down_proj`` (which ``*.up_proj`` and ``*.down_proj`` match too), where each
     expert has a low-rank update of its own, which is written out in full for each forward pass.
 
+    A model that has these very adapters, from the stage or the run before, keeps them as they are.
+
     Args:
         model: any model.
         targets: globs over full names of linear modules or of parameters with three dimensions.
@@ -39,16 +42,27 @@ def lora(
         The same model, adapters injected; the base weights are frozen by the stage's ``trainable: ["*lora_*"]``.
 
     Raises:
-        ConfigError: if nothing matches, or for a dropout on experts.
+        ConfigError: if nothing matches, for a dropout on experts, or if layers that match have other adapters.
 
     Paper: arXiv:2106.09685.
     """
     peft = require("peft", "zoo")
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and matches(n, targets)]
+
+    def wanted(name: str) -> bool:
+        return matches(name, targets) and ".base_layer" not in name and ".lora_" not in name
+
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and wanted(n)]
     shared = shared_weights(model)
     if tied := [n for n in names if f"{n}.weight" in shared]:
         raise ConfigError(f"lora: {tied[0]} shares its weight with another layer, which a merge would change too")
-    stacked = [n for n, p in model.named_parameters() if p.ndim == 3 and "conv" not in n and matches(n, targets)]
+    stacked = [n for n, p in model.named_parameters() if p.ndim == 3 and "conv" not in n and wanted(n)]
+    if has := {name: scales for name, scales in adapters(model).items() if matches(name, targets)}:
+        if not names and not stacked and set(has.values()) == {(r, alpha)}:
+            return model
+        name, (rank, scale) = next(iter(has.items()))
+        raise ConfigError(
+            f"lora: the model has other adapters already ({name}: r {rank}, alpha {scale:g}); put merge_lora before it"
+        )
     if stacked and dropout:
         raise ConfigError(f"lora: adapters on experts ({stacked[0]}, …) have no dropout")
     if not names and not stacked:
@@ -61,6 +75,18 @@ def lora(
     )
     peft.inject_adapter_in_model(config, model)
     return model
+
+
+def adapters(model: nn.Module) -> dict[str, tuple[int, float]]:
+    """Full name of each layer or parameter that :func:`lora` has put an adapter on, to its rank and alpha."""
+    found = {}
+    module: Any
+    for name, module in model.named_modules():
+        if hasattr(module, "base_layer") and getattr(module, "r", None):
+            # Two adapters on the experts of one layer stand one in the other.
+            inner = [name.replace(".base_layer", ""), getattr(module, "parameter_name", None)]
+            found[".".join(filter(None, inner))] = (module.r["default"], module.lora_alpha["default"])
+    return found
 
 
 def merge_lora(model: nn.Module) -> nn.Module:

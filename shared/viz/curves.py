@@ -66,7 +66,7 @@ def plot_curves(runs: Mapping[str, Path], path: Path, title: str = "") -> Path:
     figure: Any = require("matplotlib.figure", "zoo").Figure(figsize=(11, 4), layout="constrained")
     require("matplotlib.backends.backend_agg", "zoo")
     left, right = figure.subplots(1, 2)
-    rewards: Any = None
+    rewards = left.twinx()
     stages: list[tuple[str, float]] = []
     for number, (name, file) in enumerate(runs.items()):
         series, own_stages = read_metrics(file)
@@ -75,7 +75,6 @@ def plot_curves(runs: Mapping[str, Path], path: Path, title: str = "") -> Path:
         if loss:
             left.plot(*loss, label=name, color=f"C{number}", linewidth=1.4)
         if "train/reward" in series:  # rollouts: the surrogate says nothing, the reward does, on a scale of its own
-            rewards = rewards or (left.twinx() if loss else left)
             rewards.plot(
                 *series["train/reward"],
                 label="reward" if len(runs) == 1 else f"{name}: reward",
@@ -93,14 +92,13 @@ def plot_curves(runs: Mapping[str, Path], path: Path, title: str = "") -> Path:
         for stage, first in stages if len(stages) > 1 else []:
             axis.axvline(first, color="0.6", linewidth=0.8)
             axis.annotate(stage, (first, 1), xycoords=("data", "axes fraction"), fontsize=8, va="top")
-        lines = [*axis.lines, *(rewards.lines if rewards not in (None, left) and axis is left else [])]
+        lines = [*axis.lines, *(rewards.lines if axis is left else [])]
         lines = [line for line in lines if not line.get_label().startswith("_")]
         if lines:
             axis.legend(handles=lines, fontsize=8, frameon=False)
-    if rewards is not left:
-        left.set_ylabel("loss")
-    if rewards is not None:
-        rewards.set_ylabel("reward")
+    for axis, what in ((left, "loss"), (rewards, "reward")):
+        axis.set_ylabel(what)
+        axis.yaxis.set_visible(any(not line.get_label().startswith("_") for line in axis.lines))
     if title:
         figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=110)

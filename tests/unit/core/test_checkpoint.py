@@ -118,6 +118,20 @@ def test_lora_starts_as_no_change_and_is_replayed(tmp_path):
     assert torch.equal(logits(loaded), logits(model))
 
 
+def test_lora_again_keeps_the_adapters_and_others_are_refused():
+    """As when stages share their ``prepare``, or a run goes on from another's."""
+    model, _ = adapted()
+    before, names = logits(model), [n for n, _ in model.named_parameters()]
+    assert torch.equal(logits(apply_prepare(model, LORA, 0, 1)), before)
+    assert [n for n, _ in model.named_parameters()] == names
+    for change in ({"r": 2}, {"alpha": 4}):
+        with pytest.raises(ConfigError, match=r"other adapters already \(.*_proj: r 4, alpha 8\); put merge_lora"):
+            apply_prepare(model, {**LORA, **change}, 0, 1)
+    some = apply_prepare(build_model(structure()), {**LORA, "targets": ["*q_proj"]}, 0, 0)
+    with pytest.raises(ConfigError, match="other adapters already"):  # it would leave the other layers without any
+        apply_prepare(some, LORA, 0, 1)
+
+
 def test_merged_adapters_keep_the_outputs(tmp_path):
     model, made = adapted()
     before = logits(model)

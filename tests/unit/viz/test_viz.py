@@ -68,12 +68,14 @@ def test_the_reward_has_a_scale_of_its_own(tmp_path, monkeypatch):
     assert reward.get_ylim()[0] > 0.25
     assert loss.get_ylim()[1] > 8
     assert [text.get_text() for text in loss.get_legend().get_texts()] == ["a", "reward"]
-    # GRPO alone has no loss: the reward is all there is on the left.
+    assert loss.yaxis.get_visible()
+    # GRPO alone has no loss.
     file.write_text("stage,step,train/reward\ngrpo,1,0.5\ngrpo,2,0.75\n")
     plot_curves({"a": file}, tmp_path / "a.png")
-    left, _ = drawn[1].axes
-    assert left.get_ylabel() == "reward"
-    assert [line.get_ydata().tolist() for line in left.lines] == [[0.5, 0.75]]
+    loss, _, reward = drawn[1].axes
+    assert [line.get_ydata().tolist() for line in reward.lines] == [[0.5, 0.75]]
+    assert (loss.yaxis.get_visible(), reward.yaxis.get_visible()) == (False, True)
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["reward"]
 
 
 def test_what_a_metric_rests_on_is_not_drawn():

@@ -45,6 +45,12 @@ def test_start_train_merge_export(make_lm, run_lm, tmp_path, latent):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
     assert all(p.grad is None for n, p in lm.named_parameters() if "lora_" not in n)
 
+    names = [n for n, _ in lm.named_parameters()]
+    assert [n for n, _ in lora(lm, TARGETS, r=2, alpha=4).named_parameters()] == names
+    with pytest.raises(ConfigError, match=r"experts\.up_proj: r 2, alpha 4"):
+        lora(lm, ["*.experts.up_proj"], r=3, alpha=4)
+    torch.testing.assert_close(run_lm(lm, ids), changed, rtol=0, atol=0)
+
     merged = merge_lora(copy.deepcopy(lm))
     assert {n for n, _ in merged.named_parameters()} == {n for n, _ in plain.named_parameters()}
     torch.testing.assert_close(run_lm(merged, ids), changed, rtol=1e-4, atol=1e-4)
