@@ -117,7 +117,7 @@ class ICBM152(VolumeSource):
         arrays["image"] = normalize(arrays["t1"], ZSCORE)
         box = self._box(split, arrays["t1"].shape, affine)
         n = self.downsample
-        out = {key: _block_mean(array[box], n) for key, array in arrays.items()}
+        out = {key: block_mean(array[box], n) for key, array in arrays.items()}
         affine = affine.copy()
         affine[:3, 3] += affine[:3, :3] @ ([edge.start + (n - 1) / 2 for edge in box])
         affine[:3, :3] *= n
@@ -160,7 +160,8 @@ def _tissue(arrays: dict[str, np.ndarray]) -> np.ndarray:
     return np.where(arrays["t1"] > 0, label, 0).astype(np.int16)
 
 
-def _block_mean(array: np.ndarray, n: int) -> np.ndarray:
+def block_mean(array: np.ndarray, n: int) -> np.ndarray:
+    """The mean of each block of n by n by n voxels; the array's edges are multiples of n."""
     if n == 1:
         return np.ascontiguousarray(array)
     z, y, x = (size // n for size in array.shape)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,41 +11,57 @@ from typing import Any
 
 import numpy as np
 
-from bestiary.shared.core.errors import BadDataError, ConfigError, MissingDataError
+from bestiary.shared.core.errors import BadDataError, ConfigError, MissingDataError, UserError
 from bestiary.shared.core.specs import DataSpec
-from bestiary.shared.core.streams import derive_seed
 from bestiary.shared.data import preprocess as pre
-from bestiary.shared.data.assets import data_root
 from bestiary.shared.data.augment import Augment
-from bestiary.shared.data.splits import k_fold, load_split
-from bestiary.shared.data.volumes import Volume, VolumeSource
+from bestiary.shared.data.nnunet_description import checked_description, read_dataset_json
+from bestiary.shared.data.nnunet_layout import check_case, layout_faults, names_in, refuse_ambiguous
+from bestiary.shared.data.nnunet_paths import beside, explain_missing, resolve_root
+from bestiary.shared.data.planning.cases import CaseRecord, describe, load_record, save_record, store_of
+from bestiary.shared.data.planning.intensities import ct_scheme, statistics
+from bestiary.shared.data.planning.plan import FILE_NAME, Plan, read_plan
+from bestiary.shared.data.recorded_folder import RecordedFolder
+from bestiary.shared.data.splits import k_fold, load_fold, load_split, refuse_repeats
+from bestiary.shared.data.user_files import first_faults
+from bestiary.shared.data.volumes import Volume, rescaled
 
-SAMPLES_PER_CASE = 10_000
-"""Foreground voxels of each training case that the CT statistics rest on (nnU-Net's number)."""
+MIDDLE_PATCH = (64, 64, 64)
+"""Voxels of a patch where neither a config nor a plan says: a middle-sized choice, not a plan."""
+MIDDLE_LEVELS = 5
+"""Levels, each halving every axis, where neither says and the patch can be halved so often."""
 
 
-class NnUNetFolder(VolumeSource):
+class NnUNetFolder(RecordedFolder):
     """A folder in nnU-Net's raw layout, in 2D or 3D.
 
     Images are ``imagesTr/<case>_0000.nii.gz`` (channel 0), ``_0001`` and so on; labels ``labelsTr/<case>.nii.gz``. A
     channel called CT is clipped to the 0.5 and 99.5 percentiles of the training cases' foreground and z-scored with its
-    mean and deviation; ``noNorm`` is left as it is; any other is z-scored case by case over its non-zero voxels.
+    mean and deviation; ``noNorm`` is left as it is, ``rescale_to_0_1`` and ``rgb_to_0_1`` are what they say; any other
+    is z-scored case by case over its non-zero voxels. A plan says it all itself.
 
     With ``spacing``, images are resampled with cubic splines and labels class by class linearly, and along an axis more
     than 3 times as coarse as the finest with nearest neighbours; held-out cases keep their label on the source grid
     too, where they are scored. Volumes are not cropped to their non-zero part, and resampling is done each time a case
-    is loaded. An ignore label is refused: it would be a class.
+    is loaded. An ignore label is refused: it would be a class. Every case is brought to the plan's orientation, or
+    that of the first case of all folds (axes exchanged and flipped, nothing interpolated), which is that of
+    ``patch_size`` and ``spacing``.
 
     Args:
-        root: the data set's folder.
-        patch_size: voxels of a training patch, in array order (z, y, x).
-        spacing: mm of each axis in array order; None keeps each case's own grid (the spec then says 0).
-        strides: of each level of the network, in array order.
-        kernel_sizes: of each level; empty is 3 everywhere.
-        split: a named split or a file (see :mod:`bestiary.shared.data.splits`); None makes folds.
+        root: the data set's folder; or, where ``$nnUNet_raw`` is set, a name or number in it (``Dataset027_ACDC``, 27).
+        patch_size: voxels of a training patch, in array order (z, y, x); None: the plan's, or :data:`MIDDLE_PATCH`.
+        spacing: mm of each axis in array order, 0 for each case's own; None: the plan's, or each case's own grid.
+        strides: of each level of the network, in array order; None: the plan's, or halving every axis four times where
+            the patch can be.
+        kernel_sizes: of each level; empty is 3 everywhere; None: the plan's, or that.
+        plan: a plan (bestiary's, or nnU-Net's JSON); ``auto``: ``bestiary_plan.yaml`` in the folder, or the
+            nnUNetPlans.json in it or in ``$nnUNet_preprocessed``. What is given beside it wins.
+        configuration: which of the plan's; None: ``3d_fullres``, or ``2d`` where that is not there.
+        split: a named split or a file (see :mod:`bestiary.shared.data.splits`); None makes folds, nnU-Net's own.
         fold: which fold is ``val`` where no split is given.
         folds: how many folds.
-        split_seed: seed of the folds.
+        split_seed: seed of the folds. Where both are nnU-Net's (5 and 12345), a ``splits_final.json`` in the folder or
+            in ``$nnUNet_preprocessed`` comes first.
         classes: the foreground classes to keep, by their name in ``labels`` and in this order; others become
             background. None keeps all.
         labels: ``{name: value}`` with ``background: 0``; None takes it from dataset.json.
@@ -64,11 +79,13 @@ class NnUNetFolder(VolumeSource):
 
     def __init__(
         self,
-        root: str | Path,
-        patch_size: Sequence[int],
+        root: str | Path | int,
+        patch_size: Sequence[int] | None = None,
         spacing: Sequence[float] | None = None,
-        strides: Sequence[Sequence[int]] = (),
-        kernel_sizes: Sequence[Sequence[int]] = (),
+        strides: Sequence[Sequence[int]] | None = None,
+        kernel_sizes: Sequence[Sequence[int]] | None = None,
+        plan: str | Path | None = None,
+        configuration: str | None = None,
         split: str | None = None,
         fold: int = 0,
         folds: int = 5,
@@ -82,19 +99,36 @@ class NnUNetFolder(VolumeSource):
         cache_mb: float = 4000,
         request: str | None = None,
     ) -> None:
-        self.root = Path(root).expanduser()
+        self.root = resolve_root(root)
         self._options = {"labels": labels, "channel_names": channel_names, "file_ending": file_ending}
         self._classes = tuple(classes) if classes is not None else None
         self._split = split
+        if type(fold) is not int:
+            raise ConfigError(
+                f"dataset.fold={fold}: must be a whole number. `all` is a dataset.split=FILE with all cases in train"
+            )
         self._folds = (fold, folds, split_seed)
         self._request = request
+        if plan is None and configuration is not None:
+            raise ConfigError(f"configuration={configuration} names a part of a plan: give dataset.plan too")
+        self.plan = None if plan is None else read_plan(self._plan_file(str(plan)), configuration)
+        if self.plan is not None:
+            network = self.plan.network
+            spacing = network.spacing if spacing is None else spacing
+            strides = network.strides if strides is None else strides
+            kernel_sizes = network.kernel_sizes if kernel_sizes is None else kernel_sizes
+            patch_size = network.patch_size if patch_size is None else patch_size
+        patch = tuple(int(n) for n in (MIDDLE_PATCH if patch_size is None else patch_size))
+        if strides is None:
+            deep = all(n % 2 ** (MIDDLE_LEVELS - 1) == 0 for n in patch)
+            strides = [[1] * len(patch), *[[2] * len(patch)] * (MIDDLE_LEVELS - 1)] if deep else ()
         super().__init__(
             class_names=(),
             modalities=(),
-            spacing=spacing if spacing is not None else (0.0,) * len(patch_size),
-            patch_size=patch_size,
+            spacing=spacing if spacing is not None else (0.0,) * len(patch),
+            patch_size=patch,
             strides=strides,
-            kernel_sizes=kernel_sizes,
+            kernel_sizes=kernel_sizes if kernel_sizes is not None else (),
             augment=augment,
             oversample=oversample,
             cache_mb=cache_mb,
@@ -108,43 +142,19 @@ class NnUNetFolder(VolumeSource):
         given = {key: value for key, value in self._options.items() if value is not None}
         if len(given) < 3:
             given = {**self._dataset_json(), **given}
-        path = self.root / "dataset.json"
-        channels, labels = given.get("channel_names"), given.get("labels")
-        if isinstance(channels, Mapping):
-            channels = [channels[key] for key in sorted(channels, key=int)]
-        if not channels or not isinstance(labels, Mapping) or not given.get("file_ending"):
-            raise BadDataError(f"{path}: needs channel_names, labels and file_ending (nnU-Net version 2). Add them.")
-        if any(not isinstance(value, int) for value in labels.values()):
-            raise BadDataError(f"{path}: labels must map each name to one number; region-based labels are not read.")
-        if "ignore" in labels:
-            raise BadDataError(
-                f"{path}: has an ignore label, which is not built: it would be trained as a class of its own. "
-                "Give `dataset.labels` without it once no voxel carries it."
-            )
-        if sorted(labels.values()) != list(range(len(labels))):
-            raise BadDataError(f"{path}: label values must be 0 to {len(labels) - 1} without gaps: {dict(labels)}")
-        if given["file_ending"] not in pre.NIFTI_ENDINGS:
-            raise BadDataError(
-                f"{path}: file_ending {given['file_ending']!r} is not read; convert the files to .nii.gz."
-            )
-        return {
-            "labels": dict(labels),
-            "channel_names": [str(c) for c in channels],
-            "file_ending": given["file_ending"],
-        }
+        return checked_description(given, self.root / "dataset.json")
 
     def _dataset_json(self) -> dict[str, Any]:
-        self._require_root()
-        path = self.root / "dataset.json"
-        if not path.is_file():
-            raise MissingDataError(f"{path}: is missing. It belongs to nnU-Net's raw layout; write one, or copy it.")
+        self.require_root()
+        return read_dataset_json(self.root / "dataset.json")
+
+    def number_of_cases(self) -> int | None:
+        """``numTraining`` of dataset.json, or None."""
         try:
-            values = json.loads(path.read_text())
-        except ValueError as error:
-            raise BadDataError(f"{path}: is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise BadDataError(f"{path}: must be a JSON object")
-        return values
+            number = read_dataset_json(self.root / "dataset.json").get("numTraining")
+        except UserError:
+            return None
+        return number if isinstance(number, int) else None
 
     @cached_property
     def _label_map(self) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -155,7 +165,7 @@ class NnUNetFolder(VolumeSource):
         kept = list(self._classes) if self._classes is not None else named
         unknown = [name for name in kept if name not in named]
         if unknown or len(set(kept)) != len(kept) or not kept:
-            raise ConfigError(f"classes {kept} of {self.root.name}: each must be one of {named}, once")
+            raise ConfigError(f"dataset.classes={kept}: must list names of {self.root} once: {', '.join(named)}")
         table = np.zeros(len(labels), dtype=np.int16)
         for number, name in enumerate(kept, start=1):
             table[labels[name]] = number
@@ -172,26 +182,39 @@ class NnUNetFolder(VolumeSource):
 
     # Files
 
-    def _require_root(self) -> None:
+    def require_root(self) -> None:
+        """Raise MissingDataError, with what to do, if the folder is not there."""
         if self.root.is_dir():
             return
         if self._request:
             raise MissingDataError(self._request.strip().replace("{root}", str(self.root)))
+        more = explain_missing(self.root)
         raise MissingDataError(
-            f"{self.root}: there is no such folder. Put a data set in nnU-Net's raw layout there (dataset.json, "
-            "imagesTr/<case>_0000.nii.gz, labelsTr/<case>.nii.gz), or set dataset.root to where it is."
+            f"{self.root}: there is no such folder. {more}{' ' if more else ''}Put a data set in nnU-Net's raw layout "
+            "there (dataset.json, imagesTr/<case>_0000.nii.gz, labelsTr/<case>.nii.gz), or set dataset.root."
         )
+
+    def _plan_file(self, plan: str) -> Path:
+        if plan != "auto":
+            return Path(plan).expanduser()
+        self.require_root()
+        own = self.root / FILE_NAME
+        return own if own.is_file() else beside(self.root, "nnUNetPlans.json") or own
+
+    @property
+    def listing(self) -> dict[str, tuple[str, ...]]:
+        """Case ids of the training folder (``Tr``) and of the test folder (``Ts``)."""
+        return self._listing
 
     @cached_property
     def _listing(self) -> dict[str, tuple[str, ...]]:
         """Case ids by folder: ``Tr`` and ``Ts``."""
-        self._require_root()
+        self.require_root()
         ending = "_0000" + self.description["file_ending"]
         found = {}
         for part in ("Tr", "Ts"):
             folder = self.root / f"images{part}"
-            names = sorted(os.listdir(folder)) if folder.is_dir() else []
-            found[part] = tuple(name[: -len(ending)] for name in names if name.endswith(ending))
+            found[part] = tuple(name[: -len(ending)] for name in names_in(folder) if name.endswith(ending))
         if not found["Tr"]:
             raise MissingDataError(
                 f"{self.root / 'imagesTr'}: has no file <case>{ending}. Put the training images there under such names."
@@ -214,19 +237,28 @@ class NnUNetFolder(VolumeSource):
         """The three lists of case ids."""
         known = self._listing["Tr"]
         if self._split is not None:
-            lists = load_split(self._split)
-            everyone = {*known, *self._listing["Ts"]}
-            absent = [name for names in lists.values() for name in names if name not in everyone]
-            if absent:
-                raise MissingDataError(
-                    f"{self.root}: the split names {len(absent)} cases that are not in imagesTr: "
-                    f"{', '.join(absent[:5])}{' …' if len(absent) > 5 else ''}. Rename them, or give another split."
-                )
-            return lists
+            lists = self._present(load_split(self._split), f"the split {self._split}")
+            return refuse_ambiguous(self.root, self._listing, lists)
         fold, folds, seed = self._folds
-        lists = k_fold(known, fold, folds, seed)
+        own = (folds, seed) == (5, 12345)  # nnU-Net's numbers, so what it stored is meant
+        if own and (stored := beside(self.root, "splits_final.json")) is not None:
+            lists = self._present(load_fold(stored, fold), str(stored))
+        else:
+            lists = k_fold(known, fold, folds, seed)
         # A test case without a label cannot be scored.
         lists["test"] = [case for case in self._listing["Ts"] if self.label_of(case).is_file()]
+        refuse_ambiguous(self.root, self._listing, lists)
+        refuse_repeats(lists, f"{self.root}: with the cases of imagesTs as test")
+        return lists
+
+    def _present(self, lists: dict[str, list[str]], name: str) -> dict[str, list[str]]:
+        everyone = {*self._listing["Tr"], *self._listing["Ts"]}
+        absent = [case for cases in lists.values() for case in cases if case not in everyone]
+        if absent:
+            raise MissingDataError(
+                f"{self.root}: {name} names {len(absent)} cases that are not in imagesTr: "
+                f"{', '.join(absent[:5])}{' …' if len(absent) > 5 else ''}. Rename them, or give another split."
+            )
         return lists
 
     def case_ids(self, split: str) -> list[str]:
@@ -236,7 +268,7 @@ class NnUNetFolder(VolumeSource):
     @cached_property
     def revision(self) -> str:  # type: ignore[override]
         """A hash over the description, and names and sizes of the files; contents are not read."""
-        self._require_root()
+        self.require_root()
         digest = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode())
         for folder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
             base = self.root / folder
@@ -245,39 +277,48 @@ class NnUNetFolder(VolumeSource):
         return digest.hexdigest()[:16]
 
     def check(self) -> None:
-        """Check that files, pairs and headers fit, and the values of the first label; voxels are else not read.
+        """Check that files, pairs and headers fit, and the values of labels until one has foreground.
 
         Raises:
             MissingDataError: for what is not there.
             BadDataError: for what is there and wrong; the message names the file.
         """
-        self._require_root()
+        self.require_root()
         self.spec()
-        cases = [case for names in self.splits.values() for case in names]
-        dims = len(self.patch_size)
-        for case in cases:
-            label = self.label_of(case)
-            for path in (*self.images_of(case), label):
-                if not path.is_file():
-                    raise MissingDataError(f"{path}: is missing for case {case}. Add it, or drop the case.")
-            want = pre.read_header(label, dims)
-            for path in self.images_of(case):
-                got = pre.read_header(path, dims)
-                if got.shape != want.shape:
-                    raise BadDataError(
-                        f"{path}: shape {got.shape} differs from {want.shape} of {label.name}. Put both on one grid."
-                    )
-                if not np.allclose(got.affine, want.affine, atol=0.05):
-                    raise BadDataError(
-                        f"{path}: position or voxel size in the header differs from {label.name}. Put both on one grid."
-                    )
-        self._read_label(cases[0])
+        if self._split is None and (self.root / "imagesTr").is_dir():
+            self._check_names()
+        for cases in self.splits.values():
+            for case in cases:
+                check_case(case, self.images_of(case), self.label_of(case), self.spacing, self.axes())
+        table = self._label_map[0]
+        if not any(table[self._read_label(case)[0]].any() for case in self.splits["train"]):
+            raise BadDataError(
+                f"{self.label_of(self.splits['train'][0]).parent}: no training case has a voxel of "
+                f"{', '.join(self.class_names[1:])}: there is nothing to learn. Correct the labels, or dataset.classes."
+            )
+
+    def _check_names(self) -> None:
+        if faults := layout_faults(self.root, self.description["file_ending"], len(self.modalities))[0]:
+            lines = first_faults([text for _, text in faults])
+            raise BadDataError(f"{self.root}: files do not fit together (a dataset.split picks some):\n{lines}")
 
     # Voxels
 
+    @cached_property
+    def _axes(self) -> str:
+        if self.plan is not None and self.plan.axes is not None:
+            return self.plan.axes
+        named = {case for cases in self.splits.values() for case in cases}
+        first = next(case for case in (*self._listing["Tr"], *self._listing["Ts"]) if case in named)  # in every fold
+        return pre.axis_codes(pre.read_header(self.images_of(first)[0], len(self.patch_size)))
+
+    def axes(self) -> str:
+        """See :class:`VolumeSource`; a header is read, no voxel."""
+        return self._axes
+
     def _read_label(self, case_id: str) -> tuple[np.ndarray, pre.Header]:
         path = self.label_of(case_id)
-        values, header = pre.read_volume(path, len(self.patch_size))
+        values, header = pre.read_volume(path, len(self.patch_size), self.axes())
         top = len(self.description["labels"]) - 1
         whole = np.rint(values)
         if np.abs(values - whole).max() > 1e-3 or whole.min() < 0 or whole.max() > top:
@@ -288,7 +329,7 @@ class NnUNetFolder(VolumeSource):
         return whole.astype(np.int16), header
 
     def _read_images(self, case_id: str) -> list[np.ndarray]:
-        return [pre.read_volume(path, len(self.patch_size))[0] for path in self.images_of(case_id)]
+        return [pre.read_volume(path, len(self.patch_size), self.axes())[0] for path in self.images_of(case_id)]
 
     def load_case(self, case_id: str) -> Volume:
         """See :class:`VolumeSource`."""
@@ -307,62 +348,53 @@ class NnUNetFolder(VolumeSource):
             meta |= {"source_label": label.astype(np.int64)[None], "source_spacing": spacing}
             if case_id in self.splits["train"]:
                 meta = {"file": meta["file"]}  # nobody scores it there, and it is large
-            affine = _rescaled(affine, np.array(label.shape) / np.array(shape))
+            affine = rescaled(affine, np.array(label.shape) / np.array(shape))
             image = pre.resample_image(image, shape, apart)
-            label, spacing = pre.resample_label(label, shape, apart), self.spacing
+            label = pre.resample_label(label, shape, apart)
+            spacing = tuple(t or s for t, s in zip(self.spacing, spacing, strict=True))
         return Volume(id=case_id, image=image, label=label, affine=affine, spacing=spacing, meta=meta)
 
-    def normalization(self) -> tuple[pre.Normalization, ...]:
-        """See :class:`VolumeSource`. The first call for a CT channel reads the training cases; the result is kept."""
+    def own_normalization(self) -> tuple[pre.Normalization, ...]:
+        """See :class:`RecordedFolder`. The first call for a CT channel reads the training cases; the result is kept."""
         names = self.description["channel_names"]
-        ct = [name.lower() == "ct" for name in names]
-        stats = self._ct_statistics if any(ct) else {}
-        plain = [name.lower() == "nonorm" for name in names]
-        return tuple(
-            stats[str(c)] if ct[c] else {"scheme": "none"} if plain[c] else pre.ZSCORE for c in range(len(names))
-        )
+        if self.plan is not None:
+            self._fits_plan(names, self.plan)
+            return self.plan.normalization
+        kinds = [name.casefold() for name in names]
+        stats = self._ct_schemes if "ct" in kinds else {}
+        return tuple(stats.get(c) or pre.NAMED_CHANNELS.get(kind, pre.ZSCORE) for c, kind in enumerate(kinds))
+
+    def _fits_plan(self, names: list[str], plan: Plan) -> None:
+        made_for = plan.channel_names or ("?",) * len(plan.normalization)
+        if len(made_for) != len(names) or (plan.channel_names is not None and list(made_for) != names):
+            raise ConfigError(
+                f"{plan.file}: is a plan for the channels {', '.join(made_for)}, and {self.root.name} has "
+                f"{', '.join(names)}"
+            )
 
     @cached_property
-    def _ct_statistics(self) -> dict[str, dict[str, Any]]:
-        """Foreground statistics of the training cases by channel, stored so that no later run reads them all again."""
-        times = [str(path.stat().st_mtime_ns) for case in self.splits["train"] for path in self.images_of(case)]
-        key = hashlib.sha256("\n".join([self.revision, *self.splits["train"], *times]).encode()).hexdigest()[:24]
-        store = data_root() / "cache" / "fingerprints" / f"{key}.json"
-        if store.is_file():
-            return json.loads(store.read_text())
-        samples: list[list[np.ndarray]] = [[] for _ in self.description["channel_names"]]
-        for case in self.splits["train"]:
-            inside = self._read_label(case)[0] > 0
-            rng = np.random.default_rng(derive_seed("fingerprint", case))
-            for found, channel in zip(samples, self._read_images(case), strict=True):
-                values = channel[inside]
-                if len(values):
-                    found.append(rng.choice(values, SAMPLES_PER_CASE))
-        if not samples[0]:
+    def _ct_schemes(self) -> dict[int, dict[str, Any]]:
+        """The normalisation of each CT channel from the training cases' foreground."""
+        found = [record.foreground for record in map(self._record, self.splits["train"]) if record.foreground]
+        if not found:
             raise BadDataError(f"{self.root / 'labelsTr'}: no training case has foreground, so CT has no statistics")
-        stats = {str(c): _statistics(np.concatenate(found)) for c, found in enumerate(samples)}
-        store.parent.mkdir(parents=True, exist_ok=True)
-        aside = store.with_suffix(f".{os.getpid()}")
-        aside.write_text(json.dumps(stats))
-        aside.rename(store)
-        return stats
+        names = self.description["channel_names"]
+        return {
+            c: ct_scheme(statistics([case[c] for case in found]))
+            for c, name in enumerate(names)
+            if name.casefold() == "ct"
+        }
 
-
-def _statistics(values: np.ndarray) -> dict[str, Any]:
-    lower, upper = np.percentile(values, [0.5, 99.5])
-    return {
-        "scheme": "ct",
-        "lower": float(lower),
-        "upper": float(upper),
-        "mean": float(values.mean(dtype=np.float64)),
-        "std": float(values.std(dtype=np.float64)),
-    }
-
-
-def _rescaled(affine: np.ndarray, factors: np.ndarray) -> np.ndarray:
-    """The affine of a grid that covers the same field with voxels ``factors`` times as large."""
-    dims = len(factors)
-    out = affine.copy()
-    out[:3, :dims] = affine[:3, :dims] * factors
-    out[:3, 3] += affine[:3, :dims] @ ((factors - 1) / 2)
-    return out
+    def _record(self, case_id: str) -> CaseRecord:
+        """What the fingerprint takes from a case, read once and kept."""
+        files = (*self.images_of(case_id), self.label_of(case_id))
+        top, dims = max(self.description["labels"].values()), len(self.patch_size)
+        stores = [store_of(files, largest, dims) for largest in (None, top)]
+        for store in stores:
+            if store is not None and (known := load_record(store)) is not None:
+                return known[0]
+        values, header = self._read_label(case_id)
+        record = describe(self._read_images(case_id), values, header)
+        if stores[0] is not None:
+            save_record(stores[0], record)
+        return record

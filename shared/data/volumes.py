@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from bestiary.shared.core.errors import BadDataError, ConfigError
-from bestiary.shared.core.examples import Example, check_example
+from bestiary.shared.core.examples import IGNORE_INDEX, Example, check_example
 from bestiary.shared.core.specs import DataSpec
 from bestiary.shared.core.streams import Stream, derive_seed
 from bestiary.shared.data.augment import Augment
-from bestiary.shared.data.preprocess import ZSCORE, Normalization
+from bestiary.shared.data.preprocess import ZSCORE, Header, Normalization, axis_codes
 
 POSITIONS_PER_CLASS = 10_000
 """Foreground voxels kept of each class and case, to centre patches on (nnU-Net's number)."""
@@ -28,11 +28,12 @@ class Volume:
     Attributes:
         id: unique within the source.
         image: (C, *S) float32, normalised.
-        label: (*S) integers below num_classes.
+        label: (*S) integers below num_classes; in training, IGNORE_INDEX where a voxel carries no loss.
         affine: (4, 4) array index (z, y, x, 1) to mm.
         spacing: mm of each axis of the array.
         meta: what is worth reporting. ``source_label`` (1, *S0) int64 and ``source_spacing`` are here where the case
-            was resampled: scores are then taken on that grid.
+            was resampled: scores are then taken on that grid. ``region``, slices of the array, where only a part of a
+            held-out case is scored.
         positions: (n, d) sampled voxels of each foreground class that occurs; filled by :class:`VolumeSource`.
     """
 
@@ -66,8 +67,8 @@ class Volume:
 class VolumeSource:
     """Base of segmentation data sources: a subclass says which cases there are and reads one.
 
-    A subclass gives ``revision``, ``check()``, :meth:`case_ids`, :meth:`load_case`, and where it differs
-    :meth:`normalization`. Nothing is read before the first case is asked for.
+    A subclass gives ``revision``, ``check()``, :meth:`case_ids`, :meth:`load_case`, and where they differ
+    :meth:`normalization` and :meth:`axes`. Nothing is read before the first case is asked for.
 
     Args:
         class_names: one name a class, background first.
@@ -129,6 +130,14 @@ class VolumeSource:
         """What is done to the intensities of each channel; a model repeats it on what it is asked to predict."""
         return (ZSCORE,) * len(self.modalities)
 
+    def axes(self) -> str:
+        """Axis codes in which every case is loaded (``RAS``, see :mod:`bestiary.shared.data.preprocess`).
+
+        A model brings what it is asked to predict to the same. Here they are those of the first training case.
+        """
+        volume = self.case(self.case_ids("train")[0])
+        return axis_codes(Header(volume.label.shape, volume.spacing, volume.affine))
+
     def spec(self) -> DataSpec:
         """The spec, from the options alone."""
         return DataSpec(
@@ -164,6 +173,8 @@ class VolumeSource:
                 f"{channels} channels in {dims}D"
             )
         low, high = int(volume.label.min()), int(volume.label.max())
+        if low == IGNORE_INDEX:
+            low = int(volume.label[volume.label != IGNORE_INDEX].min(initial=0))
         if low < 0 or high >= classes:
             raise BadDataError(
                 f"case {volume.id!r}: label values run from {low} to {high}; there are {classes} classes"
@@ -280,3 +291,12 @@ def crop_or_pad(array: np.ndarray, start: Sequence[int], size: Sequence[int]) ->
     if not any(before or after for before, after in pads):
         return cut
     return np.pad(cut, [(0, 0)] * lead + pads)
+
+
+def rescaled(affine: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """The affine of a grid that covers the same field with voxels ``factors`` times as large."""
+    dims = len(factors)
+    out = affine.copy()
+    out[:3, :dims] = affine[:3, :dims] * factors
+    out[:3, 3] += affine[:3, :dims] @ ((factors - 1) / 2)
+    return out

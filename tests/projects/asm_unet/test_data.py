@@ -84,6 +84,7 @@ def test_whole_parts_and_patches():
     assert test["label"].unique().tolist() == [0, 1, 2, 3]
     corner = test["affine"] @ [0, 0, 0, 1]
     assert corner[0] == pytest.approx(-97.5)
+    assert source.axes() == "RAS"
     patch = source.train_example(1, STREAM)
     assert patch["image"].shape == (1, 32, 32, 32)
     assert patch["label"].any()

@@ -9,6 +9,7 @@ from bestiary.shared.core.errors import BadDataError, ConfigError, MissingDataEr
 from bestiary.shared.core.protocols import DataSource
 from bestiary.shared.core.streams import Stream
 from bestiary.shared.data.assets import manifest_path
+from bestiary.shared.data.challenge_folders import SynapseFolder
 from bestiary.shared.data.nnunet_folder import NnUNetFolder
 from bestiary.shared.data.splits import k_fold, load_split, named_splits
 
@@ -101,6 +102,29 @@ def test_resampling_keeps_the_label_on_the_source_grid(root):
     assert data.case(data.case_ids("train")[0]).meta.keys() == {"file"}
     # A voxel's centre keeps its place: source slice 0 spans new slices 0 and 1.
     np.testing.assert_allclose(whole["affine"] @ [0.5, 0, 0, 1], [0, 0, 0, 1], atol=1e-6)
+
+
+def test_a_case_that_lies_otherwise_is_brought_to_the_first_case(root):
+    plain = source(root)
+    first, *others = CASES
+    want = {case: plain.case(case) for case in others}
+    for case in others:
+        for path in [*plain.images_of(case), plain.label_of(case)]:
+            nib.save(nib.load(path).as_reoriented(nib.orientations.axcodes2ornt(tuple("PSL"))), path)
+    # An image and its label need not lie alike, as long as they lie on each other.
+    label = plain.label_of(others[0])
+    nib.save(nib.load(label).as_reoriented(nib.orientations.axcodes2ornt(tuple("RIA"))), label)
+    turned = source(root)
+    turned.check()
+    assert turned.axes() == "RAS"
+    for case, volume in want.items():
+        np.testing.assert_array_equal(turned.case(case).label, volume.label)
+        np.testing.assert_allclose(turned.case(case).image, volume.image, atol=1e-5)
+        np.testing.assert_allclose(turned.case(case).affine, volume.affine)
+    # The first case decides, whatever it is and wherever the fold puts it.
+    for path in [*plain.images_of(first), plain.label_of(first)]:
+        nib.save(nib.load(path).as_reoriented(nib.orientations.axcodes2ornt(tuple("PSL"))), path)
+    assert source(root).axes() != "RAS"
 
 
 def test_classes_can_be_chosen_and_ordered(root):
@@ -207,7 +231,7 @@ def read_config(name):
 def test_synapse_needs_no_data_for_its_spec_and_five_lines_without():
     values = read_config("synapse")
     values["root"] = "some/folder"
-    data = NnUNetFolder(**values)
+    data = SynapseFolder(**values)
     spec = data.spec()
     assert spec.num_classes == 9
     assert spec.class_names[1] == "aorta"
@@ -218,6 +242,7 @@ def test_synapse_needs_no_data_for_its_spec_and_five_lines_without():
     assert len(text.splitlines()) == 5
     assert "syn3193805" in text
     assert "some/folder/imagesTr" in text
+    assert "some/folder/RawData/Training/img/img0001.nii.gz" in text
     assert "dataset=synapse" in text
 
 
@@ -245,3 +270,53 @@ def test_folds_are_the_same_everywhere():
         k_fold(ids, 5, 5, 0)
     with pytest.raises(ConfigError):
         k_fold(ids[:2], 0, 5, 0)
+
+
+def test_a_name_in_both_image_folders_is_refused_in_every_split(root, tmp_path):
+    for kind, end in (("images", "_0000"), ("images", "_0001"), ("labels", "")):
+        (root / f"{kind}Ts").mkdir(exist_ok=True)
+        (root / f"{kind}Tr" / f"case1{end}.nii.gz").rename(tmp_path / "one")
+        for part in ("Tr", "Ts"):
+            (root / f"{kind}{part}" / f"case1{end}.nii.gz").write_bytes((tmp_path / "one").read_bytes())
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": ["case0"], "test": ["case1"]}))
+    for options in ({}, {"split": str(split)}):
+        with pytest.raises(BadDataError, match="case1: is a training case too"):
+            source(root, **options).case_ids("test")
+    split.write_text(json.dumps({"train": ["case0"], "test": ["case2"]}))
+    assert source(root, split=str(split)).case_ids("test") == ["case2"]
+
+
+def test_all_folds_have_one_orientation(root):
+    for path in root.rglob("case0*.nii.gz"):
+        nib.save(nib.load(path).as_reoriented(nib.orientations.axcodes2ornt(tuple("PSL"))), path)
+    firsts = {source(root, fold=fold).case_ids("train")[0] for fold in range(3)}
+    assert len(firsts) > 1
+    lies = "".join(nib.aff2axcodes(nib.load(root / "labelsTr" / "case0.nii.gz").affine))
+    assert lies != "RAS"
+    assert {source(root, fold=fold).axes() for fold in range(3)} == {lies}
+
+
+def test_grids_agree_by_voxels_and_not_by_millimetres(root):
+    # 0.02 of voxels of 0.04 mm is half a voxel: which is less than a twentieth of a mm.
+    fine = np.diag([0.04, 0.04, 0.08, 1])
+    for path in root.rglob("*.nii.gz"):
+        affine = fine.copy()
+        affine[0, 3] = 0.02 if path.name == "case1_0001.nii.gz" else 0
+        nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj), affine), path)
+    with pytest.raises(BadDataError, match=r"case1_0001\.nii\.gz: position in the header"):
+        source(root).check()
+
+
+@pytest.mark.parametrize("fold", ["all", "0", None, True])
+def test_a_fold_that_is_no_number_is_said(root, fold):
+    with pytest.raises(ConfigError, match=r"dataset\.fold=.*dataset\.split=FILE"):
+        source(root, fold=fold)
+
+
+def test_one_axis_may_keep_its_spacing(root):
+    data = source(root, spacing=(0, 2, 2))
+    data.check()
+    whole = data.held_out("val")[0]
+    assert whole["image"].shape == (2, 10, 6, 6)
+    assert whole["meta"]["spacing"] == (2.0, 2.0, 2.0)

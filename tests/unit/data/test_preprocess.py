@@ -101,3 +101,80 @@ def test_voxels_that_are_no_real_numbers_are_refused_by_name(tmp_path, dtype):
     nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), dtype), AFFINE), tmp_path / "a.nii.gz")
     with pytest.raises(BadDataError, match="complex or colour"):
         pre.read_volume(tmp_path / "a.nii.gz")
+
+
+CODES = ["RAS", "LPS", "PIR", "SLA", "ARI", "IPR"]
+
+
+@pytest.mark.parametrize("codes", CODES)
+@pytest.mark.parametrize("affine", [AFFINE, AFFINE[:, [1, 2, 0, 3]]])
+def test_reorienting_is_nibabels(codes, affine):
+    import nibabel.orientations as orient
+
+    image = nib.Nifti1Image(np.arange(24.0).reshape(2, 3, 4), affine)
+    turn = orient.ornt_transform(orient.io_orientation(affine), orient.axcodes2ornt(tuple(codes)))
+    want = image.as_reoriented(turn)
+    header = pre.Header((4, 3, 2), tuple(float(z) for z in image.header.get_zooms()[::-1]), affine[:, [2, 1, 0, 3]])
+    array = np.asarray(image.dataobj).T
+    found, placed = pre.reorient(array, header, codes)
+    np.testing.assert_array_equal(found, np.asarray(want.dataobj).T)
+    np.testing.assert_allclose(placed.affine[:, [2, 1, 0, 3]], want.affine)
+    assert placed.spacing == pytest.approx(tuple(want.header.get_zooms()[::-1]))
+    assert pre.axis_codes(placed) == codes
+    back, again = pre.reorient(found, placed, pre.axis_codes(header))
+    np.testing.assert_array_equal(back, array)
+    np.testing.assert_allclose(again.affine, header.affine)
+    channels, _ = pre.reorient(np.stack([array, -array]), header, codes)
+    np.testing.assert_array_equal(channels[1], -found)
+
+
+def test_codes_of_another_space_are_refused():
+    header = pre.Header((4, 3, 2), (1.0, 1.0, 1.0), np.eye(4)[:, [2, 1, 0, 3]])
+    for codes in ("RAR", "RA", "XYZ"):
+        with pytest.raises(ConfigError, match="cannot be brought"):
+            pre.reorient(np.zeros((4, 3, 2)), header, codes)
+
+
+def test_an_affine_that_places_nothing_is_bad(tmp_path):
+    image = nib.Nifti1Image(np.zeros((3, 4, 5), np.float32), np.eye(4))
+    image.header["srow_y"] = 0
+    image.header["sform_code"] = 2
+    nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.float32), None, image.header), tmp_path / "a.nii.gz")
+    with pytest.raises(BadDataError, match=r"a\.nii\.gz.*affine"):
+        pre.read_header(tmp_path / "a.nii.gz")
+
+
+def test_the_whole_is_scaled_by_the_box_of_what_is_not_zero():
+    image = np.zeros((4, 6), np.float32)
+    image[1:3, 2:5] = [[1, 0, 5], [7, 9, 2]]  # a zero within counts
+    found = pre.normalize(image, {"scheme": "zscore_whole"})
+    box = image[1:3, 2:5]
+    np.testing.assert_allclose(found, (image - box.mean()) / box.std(), rtol=1e-5)
+    np.testing.assert_array_equal(pre.normalize(np.zeros((2, 2)), {"scheme": "zscore_whole"}), 0)
+
+
+def test_to_zero_and_one():
+    found = pre.normalize(np.array([[-3.0, 1.0], [5.0, -1.0]]), {"scheme": "minmax"})
+    np.testing.assert_allclose(found, [[0, 0.5], [1, 0.25]])
+    np.testing.assert_array_equal(pre.normalize(np.full((2, 2), 4.0), {"scheme": "minmax"}), 0)
+    np.testing.assert_allclose(pre.normalize(np.array([[0.0, 255.0]]), pre.NAMED_CHANNELS["rgb_to_0_1"]), [[0, 1]])
+
+
+def test_two_equally_coarse_axes_are_not_treated_apart():
+    assert pre.coarse_axis((0.5, 2.0, 2.0)) is None
+    assert pre.coarse_axis((2.0, 0.5, 2.5)) == 2
+
+
+def test_a_target_of_nought_keeps_the_axis():
+    assert pre.target_shape((10, 11, 12), (3, 1, 1), (0, 0.5, 2)) == (10, 22, 6)
+
+
+def test_grids_are_compared_at_their_corners_in_voxels():
+    affine = np.array([[0, 0, 0.5, 3], [0, 2.0, 0, -7], [4.0, 0, 0, 5], [0, 0, 0, 1]])
+    one = pre.Header((20, 30, 101), (4.0, 2.0, 0.5), affine)
+    wider, moved = affine.copy(), affine.copy()
+    wider[0, 2] = 0.51  # after 100.5 voxels of 0.5 mm, at the last one's far face, 1.005 mm
+    moved[1, 3] += 1
+    assert pre.voxels_apart(pre.Header(one.shape, one.spacing, wider), one) == pytest.approx(2.01)
+    assert pre.voxels_apart(pre.Header(one.shape, one.spacing, moved), one) == pytest.approx(0.5)
+    assert pre.voxels_apart(one, one) == pytest.approx(0, abs=1e-9)
