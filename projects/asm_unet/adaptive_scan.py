@@ -8,7 +8,9 @@ from the official code.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,10 @@ from torch import nn
 
 from bestiary.kernels import argsort_order, gather_tokens, invert_order
 from bestiary.shared.nn.mamba import MambaStack, SlicedMamba
-from bestiary.shared.nn.mixers import from_tokens, run_stack, to_tokens
+from bestiary.shared.nn.mixers import WideLevels, from_tokens, random_order, run_stack, to_tokens
+
+ScoreTerms = Literal["both", "individual", "group"]
+Order = Literal["score", "raster", "random"]
 
 
 class IndividualScore(nn.Module):
@@ -79,9 +84,19 @@ class AdaptiveScanMamba(nn.Module):
             (the official code always does).
         fused: leave the tokens where they stand and let convolution and scan walk by the order, which all else in the
             stack commutes with; the result is the same, to rounding, as gathering the tokens and putting them back.
+        score_terms: what the score is made of: ``both``, the ``individual`` term alone (the groups then do not
+            differ, so num_groups must be 1) or the ``group`` term alone (every image is then walked alike).
+        order: by the ``score``; or, as controls, in ``raster`` order, or in one fixed ``random`` order a group.
+        score_channel: append the score to the tokens. Without it, the channel holds zeros and nothing could train the
+            scores: they are buffers, as they were initialised. The order is then in effect that of the group scores,
+            since the individual ones hardly vary.
+
+    Attributes:
+        transplant: None, or what replaces the orders (G, B, L) by others of that shape before the scan; for
+            experiments on trained weights, see :mod:`bestiary.projects.asm_unet.orders`.
 
     Raises:
-        ValueError: if a number is not positive.
+        ValueError: if a number is not positive or an option does not exist.
     """
 
     gives_orders = True
@@ -102,27 +117,69 @@ class AdaptiveScanMamba(nn.Module):
         residual: bool = False,
         checkpoint: bool = False,
         fused: bool = True,
+        score_terms: ScoreTerms = "both",
+        order: Order = "score",
+        score_channel: bool = True,
     ) -> None:
         super().__init__()
         if min(dim, num_groups, group_length, depth) < 1:
             raise ValueError("dim, num_groups, group_length and depth must be positive")
+        for name, value, known in (("score_terms", score_terms, ScoreTerms), ("order", order, Order)):
+            if value not in get_args(known):
+                raise ValueError(f"{name} is one of {', '.join(get_args(known))}, not {value!r}")
+        if score_terms == "individual" and num_groups > 1:
+            raise ValueError("without the group term the groups do not differ: num_groups must be 1")
         self.dim, self.spatial_dims, self.num_groups = dim, spatial_dims, num_groups
         self.per_group_stack, self.residual, self.checkpoint = per_group_stack, residual, checkpoint
         self.fused = fused
-        options = {"d_state": d_state, "d_conv": d_conv, "expand": expand}
-        self.score = IndividualScore(dim, num_slices, **options)
-        self.group_scores = nn.Parameter(torch.randn(num_groups, group_length))
+        self.order, self.score_channel = order, score_channel
+        changed = [f"{score_terms} score"] if score_terms != "both" else []
+        changed += [f"{order} order"] if order != "score" else []
+        changed += [] if score_channel else ["no score channel"]
+        self.report_name = ", ".join(changed) or "ASM-UNet"
+        self.transplant: Callable[[torch.Tensor], torch.Tensor] | None = None
+        options: dict[str, Any] = {"d_state": d_state, "d_conv": d_conv, "expand": expand}
+        individual, group = score_terms != "group", score_terms != "individual"
+        self.score = IndividualScore(dim, num_slices, **options) if individual else None
+        self.group_scores = nn.Parameter(torch.randn(num_groups, group_length)) if group else None
+        if not score_channel:
+            # No gradient can reach them, and distributed training would wait for one.
+            for module in self.modules():
+                for name, parameter in list(module.named_parameters(recurse=False)):
+                    delattr(module, name)
+                    module.register_buffer(name, parameter.detach())
         stacks = num_groups if per_group_stack else 1
         self.stacks = nn.ModuleList(MambaStack(dim + 1, depth, **options) for _ in range(stacks))
         self.proj = nn.Linear(dim + 1, dim)
         self.proj_norm = nn.LayerNorm(dim)
 
-    def scores(self, tokens_BLD: torch.Tensor) -> torch.Tensor:
-        """The adaptive scores (G, B, L), each in (0, 2)."""
-        individual_BL = self.score(tokens_BLD)
+    def score_parts(self, tokens_BLD: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The terms of the score: individual (B, L) and group (G, L), each in (0, 1); None for one there is not."""
+        individual_BL = None if self.score is None else self.score(tokens_BLD)
+        if self.group_scores is None:
+            return individual_BL, None
         length = tokens_BLD.shape[1]
         stretched = F.interpolate(self.group_scores[None], size=length, mode="linear", align_corners=True)[0]
-        return torch.sigmoid(stretched)[:, None] + individual_BL
+        return individual_BL, torch.sigmoid(stretched)
+
+    def scores(self, tokens_BLD: torch.Tensor) -> torch.Tensor:
+        """The adaptive scores (G, B, L), each in (0, 2)."""
+        individual_BL, group_GL = self.score_parts(tokens_BLD)
+        if group_GL is None:
+            assert individual_BL is not None
+            return individual_BL.expand(self.num_groups, -1, -1)
+        if individual_BL is None:
+            return group_GL[:, None].expand(-1, len(tokens_BLD), -1)
+        return group_GL[:, None] + individual_BL
+
+    def orders(self, scores_GBL: torch.Tensor) -> torch.Tensor:
+        """The scan orders (G, B, L) int64 that these scores give."""
+        G, B, L = scores_GBL.shape
+        if self.order == "raster":
+            return torch.arange(L, device=scores_GBL.device).expand(G, B, L)
+        if self.order == "random":
+            return random_order(G, L).to(scores_GBL.device)[:, None].expand(G, B, L)
+        return argsort_order(scores_GBL)
 
     def forward(self, x: torch.Tensor, return_orders: bool = False) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Mix the tokens of x.
@@ -139,7 +196,11 @@ class AdaptiveScanMamba(nn.Module):
         """
         tokens_BLD, spatial = to_tokens(x, self.dim, self.spatial_dims)
         scores_GBL = self.scores(tokens_BLD)
-        orders_GBL = argsort_order(scores_GBL)
+        orders_GBL = self.orders(scores_GBL)
+        if self.transplant is not None:
+            orders_GBL = self.transplant(orders_GBL)
+        if not self.score_channel:
+            scores_GBL = torch.zeros_like(scores_GBL)
         mix = self._mix_in_place if self.fused else self._mix_gathered
         mean_BLD = mix(tokens_BLD, scores_GBL, orders_GBL)
 
@@ -181,12 +242,13 @@ class AdaptiveScanMamba(nn.Module):
 
 
 def _run_scored(
-    stack: MambaStack, tokens_BLD: torch.Tensor, scores_GBL: torch.Tensor, orders_GBL: torch.Tensor
+    stack: nn.Module, tokens_BLD: torch.Tensor, scores_GBL: torch.Tensor, orders_GBL: torch.Tensor
 ) -> torch.Tensor:
     """A stack over the tokens of several groups, which differ in the score channel alone; (G, B, L, D + 1).
 
     The first Linear is ``W [x; s] = W_x x + w_s s``: the large part is computed once for all groups.
     """
+    assert isinstance(stack, MambaStack)
     G = len(scores_GBL)
     scored = torch.cat([tokens_BLD.expand(G, -1, -1, -1), scores_GBL[..., None]], dim=-1).flatten(0, 1)
     first, projected = stack.layers[0].get_submodule("linear"), None
@@ -197,54 +259,10 @@ def _run_scored(
     return stack(scored, orders_GBL.flatten(0, 1), projected).unflatten(0, (G, -1))
 
 
-class AdaptiveScan:
+class AdaptiveScan(WideLevels):
     """The TokenMixer that gives every wide level an :class:`AdaptiveScanMamba`.
 
-    Args:
-        min_channels: a level has a block when its channels exceed this number (strictly).
-        num_groups: as :class:`AdaptiveScanMamba`, like all that follow.
-        group_length: see there.
-        num_slices: see there.
-        d_state: see there.
-        d_conv: see there.
-        expand: see there.
-        depth: see there.
-        per_group_stack: see there.
-        residual: see there.
-        checkpoint: see there.
-        fused: see there.
+    Its options are ``min_channels`` and those of the block, see :class:`~bestiary.shared.nn.mixers.WideLevels`.
     """
 
-    def __init__(
-        self,
-        min_channels: int = 64,
-        num_groups: int = 3,
-        group_length: int = 2048,
-        num_slices: int = 5,
-        d_state: int = 16,
-        d_conv: int = 4,
-        expand: int = 2,
-        depth: int = 2,
-        per_group_stack: bool = False,
-        residual: bool = False,
-        checkpoint: bool = False,
-        fused: bool = True,
-    ) -> None:
-        self.min_channels = min_channels
-        self.options = {
-            "num_groups": num_groups,
-            "group_length": group_length,
-            "num_slices": num_slices,
-            "d_state": d_state,
-            "d_conv": d_conv,
-            "expand": expand,
-            "depth": depth,
-            "per_group_stack": per_group_stack,
-            "residual": residual,
-            "checkpoint": checkpoint,
-            "fused": fused,
-        }
-
-    def build(self, dim: int, spatial_dims: int, level: int) -> AdaptiveScanMamba | None:
-        """The block of one level, or None where the level is too narrow."""
-        return AdaptiveScanMamba(dim, spatial_dims, **self.options) if dim > self.min_channels else None
+    block = AdaptiveScanMamba

@@ -1,19 +1,33 @@
-"""Weights of the official ASM-UNet code, under our names.
+"""Weights of the official ASM-UNet code and of nnU-Net v2, under our names.
 
-Source: parameter names of the official code of arXiv:2508.07237, which are nnU-Net's for the outer net.
+Source: parameter names of the official code of arXiv:2508.07237, which are nnU-Net's for the outer net; those of the
+residual encoder were measured on nnunetv2 2.8.1 with dynamic-network-architectures 0.4.4.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+
+from bestiary.shared.core.checkpoint import Structure, build_model, save_checkpoint, write_json
+from bestiary.shared.core.config import compose, options, resolved
+from bestiary.shared.core.errors import BadDataError, ConfigError
+from bestiary.shared.hub.nnunet import NnUNetModel, in_our_axes, read_nnunet
+from bestiary.shared.vision.segmentation import SegmentationModel
 
 _ENCODER = re.compile(r"encoder\.stages\.(\d+)\.(?:0\.)*(convs|mamba)\.(.+)")
 _DECODER = re.compile(r"decoder\.stages\.(\d+)\.(?:0\.)*(convs|mamba)\.(.+)")
 _UPSAMPLE = re.compile(r"decoder\.transpconvs\.(\d+)\.(weight|bias)")
 _HEAD = re.compile(r"decoder\.seg_layers\.(\d+)\.(weight|bias)")
+_STEM = re.compile(r"encoder\.stem\.convs\.0\.((?:conv|norm)\.(?:weight|bias))")
+_BLOCK = re.compile(
+    r"encoder\.stages\.(\d+)\.(?:0\.)*blocks\.(\d+)\.(conv1|conv2|skip\.\d+)\.((?:conv|norm)\.(?:weight|bias))"
+)
 _CONV_UNIT = re.compile(r"(\d+)\.(conv|norm)\.(weight|bias)")
 _SCORE = re.compile(r"scores_generation\.individual_score_generator\.(\d+)\.(.+)")
 _GROUP = re.compile(r"scores_generation\.group_score_embeddings\.(\d+)(?:\.weight)?")
@@ -29,9 +43,9 @@ def from_official(state_dict: Mapping[str, torch.Tensor], deep_supervision: bool
     """A state dict of the official network, for :class:`~bestiary.projects.asm_unet.model.ASMUNet`.
 
     All official variants are understood: blocks in the encoder or in encoder and decoder, one stack for all groups
-    or one per group ("lmls"), and the plain net. Dropped are the aliases that nnU-Net's modules write
-    (``*.all_modules.*``, ``decoder.encoder.*``), the prefixes of torch.compile and DDP, and the second and third
-    scan branches of the stack's Mamba layers, which the official code creates and never uses.
+    or one per group ("lmls"), and the plain net; nnU-Net's net with a residual encoder too. Dropped are the aliases
+    that nnU-Net's modules write (``*.all_modules.*``, ``decoder.encoder.*``), the prefixes of torch.compile and DDP,
+    and the second and third scan branches of the stack's Mamba layers, which the official code creates and never uses.
 
     Args:
         state_dict: official names to tensors (``network_weights`` of an nnU-Net checkpoint). Not changed.
@@ -60,6 +74,11 @@ def from_official(state_dict: Mapping[str, torch.Tensor], deep_supervision: bool
                 out[f"decoder.heads.{level}.{match[2]}"] = value
         elif match := _UPSAMPLE.fullmatch(name):
             out[f"decoder.upsamples.{match[1]}.{match[2]}"] = value
+        elif match := _STEM.fullmatch(name):
+            out[f"encoder.stem.{match[1]}"] = value
+        elif match := _BLOCK.fullmatch(name):
+            part = "project" if match[3].startswith("skip") else match[3]
+            out[f"encoder.levels.{match[1]}.convs.{match[2]}.{part}.{match[4]}"] = value
         elif match := _ENCODER.fullmatch(name) or _DECODER.fullmatch(name):
             level = f"{name.split('.')[0]}.levels.{match[1]}"
             if match[2] == "convs":
@@ -102,3 +121,104 @@ def _block_name(name: str) -> tuple[bool, str]:
             return True, ""
         return rest not in ("weight", "bias"), f"{layer}.{rest}"
     return False, name
+
+
+def from_nnunet(path: Path | str, fold: int | str | None = None) -> SegmentationModel:
+    """A trained model of nnU-Net v2 as one of ours: its network, with spacing, patch and normalisation of its plans.
+
+    On the same input the logits are equal. Files are resampled and normalised by our code, which differs from
+    nnU-Net's in details (no cropping to the non-zero part, another resampling library).
+
+    Args:
+        path: the checkpoint, or a folder with it; see :func:`bestiary.shared.hub.nnunet.read_nnunet`.
+        fold: which fold, where there are several.
+
+    Returns:
+        The model on the CPU in eval mode.
+
+    Raises:
+        MissingDataError: if there is no checkpoint. BadDataError: if it cannot be read or does not fit its plans.
+        ConfigError: for a network that is not built here.
+    """
+    return convert_nnunet(read_nnunet(path, fold))[0]
+
+
+def convert_nnunet(source: NnUNetModel) -> tuple[SegmentationModel, Structure]:
+    """As :func:`from_nnunet`, with the structure that a checkpoint folder of it holds."""
+    structure = _structure(source)
+    model = build_model(structure)
+    assert isinstance(model, SegmentationModel)
+    try:
+        weights = from_official(in_our_axes(source.weights, source.plan.order))
+        model.network.load_state_dict(weights)
+    except (ValueError, RuntimeError) as error:
+        raise BadDataError(
+            f"{source.file}: its weights are not those of its plans: {' '.join(str(error).split())[:300]}"
+        ) from error
+    model.use_normalization(source.plan.normalization)
+    if source.plan.axes is not None:
+        model.use_axes(source.plan.axes)
+    return model.eval(), structure
+
+
+def import_nnunet(path: Path | str, out: Path, fold: int | str | None = None) -> list[str]:
+    """Write a trained model of nnU-Net as a checkpoint folder; what tools/import_nnunet.py does.
+
+    Args:
+        path: see :func:`from_nnunet`. out: the folder; it must hold no checkpoint. fold: see there.
+
+    Returns:
+        Lines on what was written and what can be done with it.
+
+    Raises:
+        ConfigError: if ``out`` holds a checkpoint. Else as :func:`from_nnunet`.
+    """
+    if (out / "structure.json").exists() or (out / "weights.safetensors").exists():
+        raise ConfigError(f"{out} holds a checkpoint already: give another out=")
+    source = read_nnunet(path, fold)
+    model, structure = convert_nnunet(source)
+    save_checkpoint(out, model, structure)
+    write_json(out / "nnUNetPlans.json", source.plans)
+    network = source.plan.network
+    spacing = " x ".join(f"{s:.4g}" for s in network.spacing)
+    train = [*structure.overrides, "dataset.root=FOLDER", f"dataset.plan={out / 'nnUNetPlans.json'}"]
+    train += [f"dataset.configuration={source.plan.name}", f"init_from={out}"]
+    return [
+        f"{source.file}: {source.plan.name}, fold {source.fold}, {'residual' if network.residual else 'plain'} encoder",
+        f"classes {', '.join(source.class_names)}; channels {', '.join(source.channel_names)}",
+        f"patch {'x'.join(map(str, network.patch_size))} at {spacing} mm",
+        f"written to {out}",
+        f"predict:  python tools/predict.py checkpoint={out} inputs=FILE_0000.nii.gz",
+        "go on training, on data of the same classes and channels:",
+        f"  python tools/train.py {shlex.join(train)}",
+    ]
+
+
+def _structure(source: NnUNetModel) -> Structure:
+    """The net as conf/ composes it, with an override for each number that differs from there."""
+    network, dims = source.plan.network, len(source.plan.network.patch_size)
+    kind = "unet_residual" if network.residual else "unet_plain"
+    if kind not in options("encoder"):
+        raise ConfigError(f"{source.file}: has a residual encoder, and there is no encoder={kind} here to put it into")
+    overrides = ["+project=asm_unet", "dataset=nnunet_folder", f"encoder={kind}", "backbone=none"]
+    top = 320 if dims == 3 else 512
+    if list(network.features) != [min(32 * 2**level, top) for level in range(len(network.features))]:
+        overrides.append(f"encoder.features={_listed(network.features)}")
+    overrides.append(f"encoder.convs_per_stage={_listed(network.convs)}")
+    overrides.append(f"model.network.decoder_convs={_listed(network.decoder_convs)}")
+    if len(source.mirror_axes) != dims:
+        overrides.append("model.mirror_tta=false")
+    cfg, choices = compose([*overrides, "dataset.root=."])
+    values: dict[str, Any] = resolved(cfg)
+    return Structure(
+        project=values["project"]["name"],
+        choices=choices,
+        overrides=overrides,
+        spec=source.spec().to_dict(),
+        parts={name: values.get(name) or None for name in ("model", "encoder", "backbone")},
+        seed=values["seed"],
+    )
+
+
+def _listed(values: Sequence[int]) -> str:
+    return f"[{','.join(map(str, values))}]"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from bestiary.projects.asm_unet.adaptive_scan import AdaptiveScan, AdaptiveScanMamba
+from bestiary.projects.asm_unet.adaptive_scan import AdaptiveScan, AdaptiveScanMamba, Order, ScoreTerms
 from bestiary.shared.core.errors import ConfigError
 from bestiary.shared.core.protocols import TokenMixer
 from bestiary.shared.core.specs import DataSpec
@@ -50,6 +50,9 @@ class ASMUNet(SegUNet):
         residual: see there.
         checkpoint: see there.
         fused: see there.
+        score_terms: see there.
+        order: see there.
+        score_channel: see there.
 
     Raises:
         ConfigError: if the lists disagree in length or a value is impossible.
@@ -78,6 +81,9 @@ class ASMUNet(SegUNet):
         residual: bool = False,
         checkpoint: bool = False,
         fused: bool = True,
+        score_terms: ScoreTerms = "both",
+        order: Order = "score",
+        score_channel: bool = True,
     ) -> None:
         if isinstance(convs_per_stage, int):
             convs_per_stage = (convs_per_stage, convs_per_stage)
@@ -96,6 +102,9 @@ class ASMUNet(SegUNet):
             residual=residual,
             checkpoint=checkpoint,
             fused=fused,
+            score_terms=score_terms,
+            order=order,
+            score_channel=score_channel,
         )
         encoder = UNetPlainEncoder(
             spatial_dims, in_channels, features, strides, kernel_sizes, convs_per_stage[0], mixer
@@ -112,7 +121,7 @@ def build_network(
     backbone: TokenMixer | None = None,
     asm_in_decoder: bool = False,
     deep_supervision: bool = True,
-    decoder_convs: int | Sequence[int] = 2,
+    decoder_convs: int | Sequence[int] | None = None,
 ) -> SegUNet:
     """Join parts that a config built into the same kind of network, with the same names as :class:`ASMUNet`.
 
@@ -122,7 +131,8 @@ def build_network(
         backbone: the TokenMixer, which is used here for the decoder alone; None for a plain net.
         asm_in_decoder: put the mixer into the decoder too.
         deep_supervision: a head at every decoder level.
-        decoder_convs: conv units per decoder level, one number or one per level, coarse to fine.
+        decoder_convs: conv units per decoder level, one number or one per level, coarse to fine; None: what goes with
+            the encoder (of a plain one its own, where they are one number, else 2; 1 of a residual one).
 
     Returns:
         The network.
@@ -138,15 +148,13 @@ def build_network(
         )
     if asm_in_decoder and backbone is None:
         raise ConfigError("asm_in_decoder=true needs a mixer: choose backbone=adaptive_scan or another of kind mixer")
-    if (
-        backbone is not None
-        and isinstance(encoder, UNetPlainEncoder)
-        and all(lv.mixer is None for lv in encoder.levels)
-    ):
+    if backbone is not None and getattr(encoder, "num_mixers", None) == 0:
         raise ConfigError(
             f"the mixer builds no block: no level has more channels than its min_channels ({encoder.channels}); "
             "lower backbone.min_channels, or choose backbone=none for the plain net"
         )
+    if decoder_convs is None:
+        decoder_convs = int(getattr(encoder, "decoder_convs", 2))
     mixer = backbone if asm_in_decoder else None
     decoder = UNetDecoder(encoder, spec.num_classes, decoder_convs, mixer, deep_supervision)  # type: ignore[arg-type]
     return SegUNet(encoder, decoder, spec.in_channels)

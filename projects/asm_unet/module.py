@@ -6,12 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from bestiary.projects.asm_unet.adaptive_scan import AdaptiveScanMamba
 from bestiary.shared.core.module import BestiaryModule
-from bestiary.shared.nn.mixers import RasterMamba
 from bestiary.shared.viz.segmentation_report import segmentation_report
-
-NAMES = {AdaptiveScanMamba: "ASM-UNet", RasterMamba: "raster order"}
 
 
 class ASMUNetModule(BestiaryModule):
@@ -20,6 +16,12 @@ class ASMUNetModule(BestiaryModule):
     @classmethod
     def report(cls, model: nn.Module, run: Any) -> list[str]:
         """See :func:`~bestiary.shared.viz.segmentation_report.segmentation_report`."""
-        kinds = {type(module) for module in model.modules()}
-        name = next((name for kind, name in NAMES.items() if kind in kinds), "plain net")
-        return segmentation_report(model, run, name)
+        return segmentation_report(model, run, net_name(model))
+
+
+def net_name(model: nn.Module) -> str:
+    """What to call a net: its own ``report_name``, else its mixer's name, else its encoder's ``report_name``."""
+    network = getattr(model, "network", None)
+    encoder = getattr(network, "encoder", None)
+    parts = [network, *(m for m in model.modules() if m not in (network, encoder)), encoder]
+    return next((str(part.report_name) for part in parts if hasattr(part, "report_name")), "plain net")

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bestiary.shared.core.errors import ConfigError
-from bestiary.shared.core.examples import Batch, split_rows
+from bestiary.shared.core.examples import IGNORE_INDEX, Batch, split_rows
 from bestiary.shared.core.protocols import Loss, Output, StepContext
 
 
@@ -23,7 +23,8 @@ class Segmentation:
 
     Dice of a class is (2 * sum(p * y) + smooth) / (sum(p) + sum(y) + smooth) with p the softmax; the loss is 1 - Dice
     (nnU-Net writes -Dice, which has the same gradient). Lower resolutions are compared with the label at the nearest
-    voxel. A level of weight 0 takes part with a zero gradient, so that every head has one under DDP.
+    voxel. A level of weight 0 takes part with a zero gradient, so that every head has one under DDP. Voxels labelled
+    :data:`~bestiary.shared.core.examples.IGNORE_INDEX` take no part: cross-entropy is the mean over the others.
 
     Args:
         dice_weight: factor on the Dice loss.
@@ -93,17 +94,25 @@ class Segmentation:
                 total = total + (logits * 0.0).sum()
                 continue
             target = nearest_label(label, logits.shape[2:])
-            ce = F.cross_entropy(logits, target[:, 0], reduction="none").flatten(1).mean(1).sum()
-            dice = (1 - self._dice(logits, target)).sum()
+            hidden = target == IGNORE_INDEX
+            known = ~hidden if bool(hidden.any()) else None
+            ce = F.cross_entropy(logits, target[:, 0], reduction="none", ignore_index=IGNORE_INDEX).flatten(1)
+            # What is ignored adds 0 to the sum, and must not count in the mean either.
+            ce = (ce.mean(1) if known is None else ce.sum(1) / known.flatten(1).sum(1).clamp_min(1)).sum()
+            dice = (1 - self._dice(logits, target, known)).sum()
             total = total + weight * (self.ce_weight * ce + self.dice_weight * dice)
             if not metrics:
                 metrics = {"ce": ce.detach(), "dice_loss": dice.detach()}
         return Loss(total, float(label.shape[0]), metrics)
 
-    def _dice(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Mean soft Dice over classes, one number a sample, (B,)."""
+    def _dice(self, logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
+        """Mean soft Dice over classes in the known voxels (B, 1, *S), all where None; one number a sample, (B,)."""
         probability = logits.softmax(1)
-        truth = torch.zeros_like(probability).scatter_(1, target, 1.0)
+        truth = torch.zeros_like(probability).scatter_(
+            1, target if known is None else target.masked_fill(~known, 0), 1.0
+        )
+        if known is not None:
+            probability, truth = probability * known, truth * known
         if not self.include_background:
             probability, truth = probability[:, 1:], truth[:, 1:]
         both, size = (probability * truth).flatten(2).sum(2), (probability + truth).flatten(2).sum(2)

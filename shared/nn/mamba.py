@@ -280,14 +280,15 @@ class MambaLayer(nn.Module):
 
     Args:
         dim: width of the tokens.
-        **options: as :class:`Mamba`.
+        kind: which Mamba: the one-direction one, or another that takes a scan order.
+        **options: as that class.
     """
 
-    def __init__(self, dim: int, **options) -> None:
+    def __init__(self, dim: int, kind: type[Mamba] = Mamba, **options) -> None:
         super().__init__()
         self.linear = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
-        self.mamba = Mamba(dim, **options)
+        self.mamba = kind(dim, **options)
         self.out_norm = nn.LayerNorm(dim)
 
     def forward(
@@ -314,12 +315,13 @@ class MambaStack(nn.Module):
     Args:
         dim: width of the tokens.
         depth: number of layers.
-        **options: as :class:`Mamba`.
+        kind: as :class:`MambaLayer`.
+        **options: as :class:`MambaLayer`.
     """
 
-    def __init__(self, dim: int, depth: int = 2, **options) -> None:
+    def __init__(self, dim: int, depth: int = 2, kind: type[Mamba] = Mamba, **options) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(MambaLayer(dim, **options) for _ in range(depth))
+        self.layers = nn.ModuleList(MambaLayer(dim, kind, **options) for _ in range(depth))
 
     def forward(
         self,

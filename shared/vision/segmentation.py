@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,12 @@ from bestiary.shared.core.examples import Batch, Example, Mode, SegBatch
 from bestiary.shared.core.protocols import Output, Rollout, Sampling
 from bestiary.shared.core.specs import DataSpec
 from bestiary.shared.data import preprocess as pre
-from bestiary.shared.viz.overlay import save_overlay
+from bestiary.shared.vision.predict_files import predict_files
+from bestiary.shared.vision.windows import Windows, windowed_labels
 
-_SCHEMES = ("zscore", "ct", "none")
+_SCHEMES = ("zscore", "ct", "none", "zscore_whole", "minmax")  # by the number in a checkpoint: add at the end
+_CODES = "?LRPAIS"
+"""Axis codes by the number that stands for them in the buffer ``orientation``."""
 
 
 class SegProcessor:
@@ -60,9 +62,10 @@ class SegmentationModel(nn.Module):
     returns the full resolution alone. A network that needs fp32 somewhere under AMP sees to that itself.
 
     Prediction repeats what the data set did to its images: each channel's normalisation (kept in the checkpoint, as the
-    buffer ``normalization``; z-score over non-zero voxels unless :meth:`use_normalization` was called) and resampling
-    to ``spec.spacing`` where a voxel size differs by more than 1 % (0 there keeps the file's own grid). Nothing is
-    cropped or reoriented: a file must lie as the training files did.
+    buffer ``normalization``; z-score over non-zero voxels unless :meth:`use_normalization` was called), its orientation
+    (the buffer ``orientation``; unless :meth:`use_axes` was called a file is taken as it lies), and resampling to
+    ``spec.spacing`` where a voxel size differs by more than 1 % (0 there keeps the file's own grid). Nothing is
+    cropped.
 
     Args:
         network: the network.
@@ -71,10 +74,12 @@ class SegmentationModel(nn.Module):
         mirror_tta: average over all mirrorings (2**d passes), as nnU-Net does.
         sw_batch: windows that go through the network at once.
         normalize: a scheme for each channel (see :mod:`bestiary.shared.data.preprocess`); None is z-score.
+        logits_mb: 10^6 bytes that logits may take in :meth:`infer_labels`, besides those of a window.
     """
 
     tasks = ("seg",)
     normalization: torch.Tensor
+    orientation: torch.Tensor
 
     def __init__(
         self,
@@ -84,6 +89,7 @@ class SegmentationModel(nn.Module):
         mirror_tta: bool = True,
         sw_batch: int = 1,
         normalize: Sequence[pre.Normalization] | None = None,
+        logits_mb: float = 2000,
     ) -> None:
         super().__init__()
         if spec.task != "seg":
@@ -95,6 +101,9 @@ class SegmentationModel(nn.Module):
         self.sw_overlap, self.mirror_tta, self.sw_batch = sw_overlap, mirror_tta, sw_batch
         self.register_buffer("normalization", torch.zeros(spec.in_channels, 5))
         self.use_normalization(normalize or [pre.ZSCORE] * spec.in_channels)
+        self.logits_mb = logits_mb
+        self.register_buffer("orientation", torch.zeros(spec.spatial_dims, dtype=torch.int8))
+        self.register_load_state_dict_pre_hook(_without_orientation)
 
     def use_normalization(self, schemes: Sequence[pre.Normalization]) -> None:
         """Take over what the data set does (``source.normalization()``), so that the checkpoint carries it.
@@ -110,9 +119,27 @@ class SegmentationModel(nn.Module):
             rows.append([float(_SCHEMES.index(scheme["scheme"])), *numbers])
         self.normalization.copy_(torch.tensor(rows))
 
+    def use_axes(self, codes: str) -> None:
+        """Take over how the data set's volumes lie (``source.axes()``), so that the checkpoint carries it.
+
+        Raises:
+            ConfigError: if there is not one code an axis.
+        """
+        if not pre.are_codes(codes, self.spec.spatial_dims):
+            raise ConfigError(
+                f"{codes!r} is no orientation in {self.spec.spatial_dims}D: one of LR, PA, IS each, as RAS"
+            )
+        self.orientation.copy_(torch.tensor([_CODES.index(code) for code in codes]))
+
+    def axes(self) -> str | None:
+        """Axis codes of the volumes it was trained on; None where they are not known."""
+        codes = "".join(_CODES[i] for i in self.orientation.tolist())
+        return None if "?" in codes else codes
+
     def adapt_to(self, source: Any) -> None:
-        """Take over the normalisation of the data set a run begins with."""
+        """Take over normalisation and orientation of the data set a run begins with."""
         self.use_normalization(source.normalization())
+        self.use_axes(source.axes())
 
     def schemes(self) -> list[pre.Normalization]:
         """The normalisation of each channel."""
@@ -147,11 +174,7 @@ class SegmentationModel(nn.Module):
         Raises:
             BadDataError: if channels or dimensions are not the spec's.
         """
-        if image.ndim != self.spec.spatial_dims + 1 or image.shape[0] != self.spec.in_channels:
-            raise BadDataError(
-                f"an image of shape {tuple(image.shape)} for a model of {self.spec.in_channels} channels in "
-                f"{self.spec.spatial_dims}D"
-            )
+        self._fits(image)
         inferers = require("monai.inferers", "medical")
         device = self.normalization.device
         return inferers.sliding_window_inference(
@@ -162,6 +185,39 @@ class SegmentationModel(nn.Module):
             overlap=self.sw_overlap,
             mode="gaussian",
         )[0]
+
+    def infer_labels(self, image: torch.Tensor, shape: Sequence[int]) -> np.ndarray:
+        """Class numbers on another grid over the same field, as from :meth:`infer` but for ties, in bounded memory.
+
+        Args:
+            image: (C, *S), preprocessed.
+            shape: the grid wanted.
+
+        Returns:
+            (*shape) integers.
+
+        Raises:
+            BadDataError: if channels or dimensions are not the spec's.
+        """
+        return windowed_labels(
+            [self.windows(image)],
+            self.spec.num_classes,
+            shape,
+            memory_mb=self.logits_mb,
+            device=self.normalization.device,
+        )
+
+    def windows(self, image: torch.Tensor) -> Windows:
+        """How it goes over an image (C, *S); BadDataError if channels or dimensions are not the spec's."""
+        self._fits(image)
+        return Windows(self._window, image, self.spec.patch_size, self.sw_overlap, self.sw_batch)
+
+    def _fits(self, image: torch.Tensor) -> None:
+        if image.ndim != self.spec.spatial_dims + 1 or image.shape[0] != self.spec.in_channels:
+            raise BadDataError(
+                f"an image of shape {tuple(image.shape)} for a model of {self.spec.in_channels} channels in "
+                f"{self.spec.spatial_dims}D"
+            )
 
     def _window(self, x: torch.Tensor) -> torch.Tensor:
         axes = range(2, x.ndim)
@@ -179,81 +235,16 @@ class SegmentationModel(nn.Module):
         """Not for this kind of model."""
         raise UserError("a segmentation model labels voxels and does not generate text; use predict")
 
-    def predict(self, inputs: Sequence[Path | str], out_dir: Path) -> list[Path]:
-        """Segment NIfTI files.
-
-        Args:
-            inputs: one file an image; for several channels the file of the first, ``<case>_0000.nii.gz``, with the
-                others beside it.
-            out_dir: gets ``<case>_seg.nii.gz``, class numbers on the input's own grid, and ``<case>_overlay.png``.
-
-        Returns:
-            The paths written.
-
-        Raises:
-            UserError: if there is nothing to do, or two inputs would be written to one name.
-            MissingDataError: for a file that is not there.
-            BadDataError: for one that cannot be read or has other axes or channels than the model.
-        """
-        files = {}
-        for item in map(Path, inputs):
-            stem = re.sub(r"(_0000)?\.nii(\.gz)?$", "", item.name)
-            if stem in files:
-                raise UserError(f"{item} and {files[stem]} would both be written to {stem}_seg.nii.gz: rename one")
-            files[stem] = item
-        if not files:
-            raise UserError("nothing to predict: give one or more NIfTI files")
-        read = {stem: self._read(path) for stem, path in files.items()} if len(files) == 1 else None
-        if read is None:
-            for path in files.values():  # a bad file is reported before any work is done
-                for channel in self._channels(path):
-                    pre.read_header(channel, self.spec.spatial_dims)
-        out_dir = Path(out_dir)
-        out_dir.mkdir(parents=True, exist_ok=True)
-        training = self.training
-        self.eval()
-        written: list[Path] = []
-        try:
-            for stem, path in files.items():
-                raw, header = read[stem] if read else self._read(path)
-                label = self._segment(raw, header)
-                written.append(pre.write_label(out_dir / f"{stem}_seg.nii.gz", label, header))
-                overlay = out_dir / f"{stem}_overlay.png"
-                written.append(save_overlay(overlay, raw[0], label, self.spec.class_names, header.spacing, title=stem))
-        finally:
-            self.train(training)
-        return written
-
-    def _channels(self, path: Path) -> list[Path]:
-        n = self.spec.in_channels
-        if n == 1:
-            return [path]
-        match = re.fullmatch(r"(.*)_0000(\.nii(?:\.gz)?)", path.name)
-        if match is None:
-            raise BadDataError(
-                f"{path}: this model takes {n} channels ({', '.join(self.spec.modalities)}). Name their files "
-                f"<case>_0000.nii.gz to <case>_{n - 1:04d}.nii.gz in that order, and give the first."
-            )
-        return [path.with_name(f"{match[1]}_{c:04d}{match[2]}") for c in range(n)]
-
-    def _read(self, path: Path) -> tuple[np.ndarray, pre.Header]:
-        """All channels (C, *S) of a case as in the files, and the header."""
-        arrays, headers = zip(*(pre.read_volume(p, self.spec.spatial_dims) for p in self._channels(path)), strict=True)
-        if len({array.shape for array in arrays}) > 1:
-            raise BadDataError(f"{path}: its channels differ in shape: {[array.shape for array in arrays]}")
-        if any(not np.allclose(h.affine, headers[0].affine, atol=1e-3) for h in headers):
-            raise BadDataError(f"{path}: its channels do not lie on each other (their affines differ). Register them.")
-        return np.stack(arrays), headers[0]
-
-    def _segment(self, raw: np.ndarray, header: pre.Header) -> np.ndarray:
-        image = np.stack([pre.normalize(c, s) for c, s in zip(raw, self.schemes(), strict=True)])
-        if pre.needs_resampling(header.spacing, self.spec.spacing):
-            shape = pre.target_shape(header.shape, header.spacing, self.spec.spacing)
-            image = pre.resample_image(image, shape, pre.coarse_axis(header.spacing))
-        logits = self.infer(torch.from_numpy(image))
-        return pre.resampled_argmax(logits, header.shape).cpu().numpy()
+    def predict(self, inputs: Sequence[Path | str], out_dir: Path, overwrite: bool = False) -> list[Path]:
+        """Segment NIfTI files and folders of them; see :func:`~bestiary.shared.vision.predict_files.predict_files`."""
+        return predict_files(self, inputs, out_dir, overwrite)
 
     def wrap_policy(self) -> set[type[nn.Module]]:
         """The network's own choice, where it has one."""
         policy = getattr(self.network, "wrap_policy", None)
         return policy() if callable(policy) else set()  # type: ignore[return-value]
+
+
+def _without_orientation(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Checkpoints from before orientations were kept say nothing of them."""
+    state.setdefault(f"{prefix}orientation", torch.zeros_like(module.orientation))  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,13 @@ import numpy as np
 from bestiary.shared.core.errors import require
 
 OPACITY = 0.5
+LEGEND_ENTRIES = 36
+ANATOMICAL = {
+    "z": ("axial", "A", "P", "L", "R"),
+    "y": ("coronal", "S", "I", "L", "R"),
+    "x": ("sagittal", "S", "I", "P", "A"),
+}
+"""What a plane across an axis of a volume that lies as RAS is called; and its top, bottom, left and right."""
 
 
 def save_overlay(
@@ -22,10 +31,12 @@ def save_overlay(
     reference: np.ndarray | None = None,
     dice: Mapping[str, float] | None = None,
     title: str = "",
+    axes: str | None = None,
 ) -> Path:
     """Draw the prediction, and the reference in the row below where there is one.
 
-    A volume is cut through the middle of its labelled voxels; a 2D image is drawn whole.
+    A volume is cut through the middle of its labelled voxels; a 2D image is drawn whole. The legend names the classes
+    that are to be seen, the largest first where there are many.
 
     Args:
         path: the PNG to write.
@@ -36,6 +47,7 @@ def save_overlay(
         reference: (*S) class numbers.
         dice: ``{class name: Dice}`` for the caption.
         title: first line of the caption.
+        axes: how the volume lies; one that lies as ``RAS`` gets its planes' names and sides.
 
     Returns:
         The path written.
@@ -48,34 +60,56 @@ def save_overlay(
         labels["reference"] = np.asarray(reference)
     image = np.asarray(image, dtype=np.float32)
     spacing = tuple(spacing or (1.0,) * image.ndim)
-    planes = _planes(labels.get("reference", labels["prediction"]))
+    planes = middle_planes(labels.get("reference", labels["prediction"]))
     low, high = np.percentile(image, [0.5, 99.5])
     grey = np.clip((image - low) / max(float(high - low), 1e-8), 0, 1)
     colours = class_colours(len(class_names))
 
     figure = figure_module.Figure(figsize=(3.6 * len(planes) + 0.4, 3.5 * len(labels) + 1.0), layout="constrained")
-    axes = figure.subplots(len(labels), len(planes), squeeze=False)
-    for row, (kind, label) in zip(axes, labels.items(), strict=True):
+    panels = figure.subplots(len(labels), len(planes), squeeze=False)
+    for row, (kind, label) in zip(panels, labels.items(), strict=True):
         for axis, (cut, name, shown) in zip(row, planes, strict=True):
             aspect = spacing[shown[0]] / spacing[shown[1]]
             axis.imshow(_blend(grey[cut], label[cut], colours), origin="lower", aspect=aspect, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_title(f"{kind}, {name}" if name else kind, fontsize=9)
-    present = sorted({int(v) for label in labels.values() for v in np.unique(label)} - {0})
-    handles = [patches.Patch(color=colours[c], label=class_names[c]) for c in present if c < len(class_names)]
+            if axes == "RAS" and label.ndim == 3:
+                _name_sides(axis, name[0], f"{kind}, {{}}, {name}")
+    seen = np.concatenate([label[cut].ravel() for label in labels.values() for cut, _, _ in planes])
+    counts = np.bincount(seen, minlength=len(class_names))[: len(class_names)]
+    counts[0] = 0
+    present = sorted(np.argsort(-counts, kind="stable")[: min(int((counts > 0).sum()), LEGEND_ENTRIES)].tolist())
+    handles = [patches.Patch(color=colours[c], label=class_names[c]) for c in present]
+    left_out = int((counts > 0).sum()) - len(present)
+    if left_out:
+        handles.append(patches.Patch(color="none", label=f"and {left_out} more"))
     if handles:
         figure.legend(
             handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=8, frameon=False
         )
     caption = [title] if title else []
     if dice:
-        caption.append("Dice  " + "  ".join(f"{name} {value:.3f}" for name, value in dice.items()))
-    figure.suptitle("\n".join(caption), fontsize=10)
+        scores = [f"{name} {value:.3f}".replace(" ", "\xa0") for name, value in dice.items()]
+        caption += textwrap.wrap("Dice  " + "  ".join(scores), 150, max_lines=4, placeholder=" …")
+    # A file's name may hold a $, and signs that no font here has.
+    figure.suptitle("\n".join(caption), fontsize=10, parse_math=False)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(path, dpi=110)
     return path
+
+
+def _name_sides(axis: Any, across: str, title: str) -> None:
+    effects: Any = require("matplotlib.patheffects", "zoo")
+    outline = [effects.withStroke(linewidth=2, foreground="black")]
+    plane, *sides = ANATOMICAL[across]
+    axis.set_title(title.format(plane), fontsize=9)
+    for side, (x, y) in zip(sides, ((0.5, 0.97), (0.5, 0.03), (0.03, 0.5), (0.97, 0.5)), strict=True):
+        style = {"color": "white", "fontsize": 8, "ha": "center", "va": "center", "path_effects": outline}
+        axis.text(x, y, side, transform=axis.transAxes, **style)
 
 
 def class_colours(classes: int) -> np.ndarray:
@@ -88,8 +122,12 @@ def class_colours(classes: int) -> np.ndarray:
     return np.concatenate([np.zeros((1, 3)), colours])[:classes]
 
 
-def _planes(label: np.ndarray) -> list[tuple[tuple[Any, ...], str, tuple[int, int]]]:
-    """(index, name, the two axes shown) of each plane."""
+def middle_planes(label: np.ndarray) -> list[tuple[tuple[Any, ...], str, tuple[int, int]]]:
+    """The planes through the middle of what is labelled: (index, name, the two axes shown) of each; 2D has one.
+
+    Args:
+        label: (*S) class numbers.
+    """
     if label.ndim == 2:
         return [((slice(None), slice(None)), "", (0, 1))]
     found = np.argwhere(label > 0)

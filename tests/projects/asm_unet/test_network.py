@@ -8,7 +8,7 @@ from bestiary.projects.asm_unet.adaptive_scan import AdaptiveScan
 from bestiary.projects.asm_unet.model import ASMUNet, build_network
 from bestiary.shared.core.errors import ConfigError
 from bestiary.shared.core.specs import DataSpec
-from bestiary.shared.nn.mixers import Raster
+from bestiary.shared.nn.mixers import FixedOrder
 from bestiary.shared.vision.unet import unet_plain_encoder
 
 TINY = dict(features=[4, 8, 12], asm_min_channels=4, d_state=3, group_length=12)
@@ -80,7 +80,7 @@ def test_the_builder_makes_the_same_network():
 
 def test_other_mixers_and_none():
     x = torch.randn(1, 1, 4, 8, 8)
-    raster = Raster(min_channels=4, d_state=3)
+    raster = FixedOrder(min_channels=4, d_state=3)
     net = build_network(SPEC, unet_plain_encoder(SPEC, raster, features=[4, 8, 12]), raster)
     logits, orders = net.eval()(x, return_orders=True)
     assert logits.shape == (1, 3, 4, 8, 8)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from bestiary.shared.core.errors import ConfigError
+from bestiary.shared.core.examples import IGNORE_INDEX
 from bestiary.shared.core.protocols import Objective, Output, StepContext
 from bestiary.shared.losses.segmentation import Segmentation, level_weights, nearest_label
 
@@ -45,6 +46,26 @@ def test_it_agrees_with_monai(batch_dice, shape):
     ours = Segmentation(batch_dice=batch_dice).compare(Output(logits), label)
     theirs = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=batch_dice)(logits, label)
     assert float(ours.loss_sum) / ours.num_terms == pytest.approx(float(theirs), abs=1e-7)
+
+
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_ignored_voxels_might_as_well_not_be_there(batch_dice):
+    logits, label = random_case(shape=(6, 4, 8))
+    logits.requires_grad_()
+    masked = label.clone()
+    masked[..., 3:5] = IGNORE_INDEX
+    rest = [*range(3), *range(5, 8)]
+    loss = Segmentation(batch_dice=batch_dice)
+    found = loss.compare(Output(logits), masked)
+    want = loss.compare(Output(logits[..., rest]), label[..., rest])
+    assert float(found.loss_sum.detach()) == pytest.approx(float(want.loss_sum.detach()), abs=1e-12)
+    (gradient,) = torch.autograd.grad(found.loss_sum, logits)
+    assert (gradient[..., 3:5] == 0).all()
+    assert (gradient[..., rest] != 0).all()
+    # A sample of which nothing is known has a loss of Dice alone, and no gradient.
+    nothing = torch.full_like(label, IGNORE_INDEX)
+    (gradient,) = torch.autograd.grad(Segmentation().compare(Output(logits), nothing).loss_sum, logits)
+    assert (gradient == 0).all()
 
 
 class Net(nn.Module):

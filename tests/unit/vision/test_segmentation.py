@@ -120,7 +120,7 @@ def test_predict_writes_labels_on_the_grid_of_the_input_and_a_picture(tmp_path):
     nib.save(nib.Nifti1Image(data.astype(np.float32), affine), path)
     model = SegmentationModel(Threshold(), spec()).train()
     written = model.predict([path], tmp_path / "out")
-    assert [p.name for p in written] == ["scan_seg.nii.gz", "scan_overlay.png"]
+    assert [p.name for p in written] == ["scan_seg.nii.gz", "scan_overlay.png", "volumes.csv"]
     assert all(p.stat().st_size > 0 for p in written)
     label = nib.load(written[0])
     np.testing.assert_allclose(label.affine, affine)
@@ -140,7 +140,7 @@ def test_predict_resamples_and_returns_to_the_grid(tmp_path):
     assert nib.load(written[0]).shape == (12, 11, 10)
     fine = len(model.network.seen)
     own = SegmentationModel(Threshold(), spec(spacing=0.0))
-    assert nib.load(own.predict([path], tmp_path)[0]).shape == (12, 11, 10)
+    assert nib.load(own.predict([path], tmp_path / "own")[0]).shape == (12, 11, 10)
     assert len(own.network.seen) < fine  # the grid was not refined
 
 
@@ -169,26 +169,39 @@ def test_several_channels_come_from_neighbouring_files(tmp_path):
         model.predict([write(tmp_path / "single.nii.gz", raw())], tmp_path)
     turned = np.diag([1.0, -1.0, 1.0, 1.0])
     nib.save(nib.Nifti1Image(raw().astype(np.float32), turned), tmp_path / "scan_0001.nii.gz")
-    with pytest.raises(BadDataError, match="affines differ"):
+    with pytest.raises(BadDataError, match="orientation in the header differs"):
         model.predict([tmp_path / "scan_0000.nii.gz"], tmp_path)
     (tmp_path / "scan_0001.nii.gz").unlink()
     with pytest.raises(MissingDataError, match="scan_0001"):
         model.predict([tmp_path / "scan_0000.nii.gz"], tmp_path)
 
 
-def test_bad_inputs_are_named_before_any_work(tmp_path):
+def test_orientation_travels_with_the_weights():
+    class Source:
+        def normalization(self):
+            return [{"scheme": "none"}]
+
+        def axes(self):
+            return "LPS"
+
     model = SegmentationModel(Threshold(), spec())
-    good = write(tmp_path / "good.nii.gz", raw())
-    four = write(tmp_path / "four.nii.gz", np.zeros((4, 4, 4, 2)))
-    for bad, error in [(four, BadDataError), (tmp_path / "none.nii.gz", MissingDataError)]:
-        with pytest.raises(error, match=bad.name):
-            model.predict([good, bad], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="nothing"):
-        model.predict([], tmp_path)
-    (tmp_path / "b").mkdir()
-    with pytest.raises(UserError, match="rename"):
-        model.predict([good, write(tmp_path / "b" / "good.nii", raw())], tmp_path)
+    assert model.axes() is None
+    model.adapt_to(Source())
+    copy = SegmentationModel(Threshold(), spec())
+    copy.load_state_dict(model.state_dict())
+    assert copy.axes() == "LPS"
+    for codes in ("RA", "RAX", "ras"):
+        with pytest.raises(ConfigError, match="orientation"):
+            model.use_axes(codes)
+
+
+def test_weights_from_before_orientations_were_kept_still_load():
+    state = SegmentationModel(Threshold(), spec()).state_dict()
+    del state["orientation"]
+    model = SegmentationModel(Threshold(), spec())
+    model.use_axes("RAS")
+    model.load_state_dict(state)
+    assert model.axes() is None
 
 
 @pytest.mark.parametrize("options", [{"sw_overlap": 1.0}, {"sw_batch": 0}, {"normalize": [{"scheme": "z"}]}])

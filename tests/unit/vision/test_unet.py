@@ -101,6 +101,24 @@ def test_initialisation():
         assert not conv.bias.any()
 
 
+def test_a_seed_means_the_same_weights_as_ever():
+    """Measured numbers name a seed, so the order of building counts: a level's mixer comes before its convolutions."""
+
+    drawn = []
+
+    class Drawing:
+        def build(self, dim, spatial_dims, level):
+            drawn.append(float(torch.rand(1)))
+
+    torch.manual_seed(0)
+    first = float(torch.rand(1))
+    nn.Conv2d(2, 4, (1, 3))
+    second = float(torch.rand(1))
+    torch.manual_seed(0)
+    make(mixer=Drawing(), convs=(1, 1))
+    assert drawn[:2] == [first, second]
+
+
 def test_counts_per_level():
     net = make(convs=([1, 2, 3], (3, 1)))
     assert [len(level.convs) for level in net.encoder.levels] == [1, 2, 3]

@@ -96,3 +96,41 @@ def test_curves_say_what_is_missing(tmp_path):
     (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
     with pytest.raises(BadDataError, match="step"):
         plot_curves({"a": tmp_path / "metrics.csv"}, tmp_path / "a.png")
+
+
+def test_planes_have_names_sides_and_a_legend_of_what_is_seen(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, dpi: drawn.append(figure))
+    label = np.zeros((10, 20, 30), int)
+    label[:, 5:15, 10:20] = np.arange(1, 101).reshape(10, 10)  # a class for each column along z
+    label[2, 2, 2] = 120  # in none of the three planes
+    names = ["background", *(f"class {i}" for i in range(1, 121))]
+    options = {"spacing": (5.0, 2.0, 1.0), "title": "a $x", "axes": "RAS"}
+    save_overlay(tmp_path / "a.png", np.zeros(label.shape), label, names, **options)
+    axial, coronal, sagittal = drawn[0].axes
+    assert axial.get_title().startswith("prediction, axial, z = ")
+    assert [text.get_text() for text in axial.texts] == ["A", "P", "L", "R"]
+    assert [text.get_text() for text in coronal.texts] == ["S", "I", "L", "R"]
+    assert [text.get_text() for text in sagittal.texts] == ["S", "I", "P", "A"]
+    # mm: what is shown upwards over what is shown to the right.
+    assert [axis.get_aspect() for axis in drawn[0].axes] == [2.0, 5.0, 2.5]
+    shown = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert shown[-1] == "and 64 more"
+    assert len(shown) == 37
+    assert "class 120" not in shown
+    # Without an orientation a plane is the axis it is cut across.
+    save_overlay(tmp_path / "a.png", np.zeros(label.shape), label, names)
+    assert drawn[1].axes[0].get_title().startswith("prediction, z = ")
+    assert not drawn[1].axes[0].texts
+
+
+def test_many_scores_are_wrapped(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, dpi: drawn.append(figure))
+    blank = np.zeros((4, 5, 6))
+    dice = {f"a long name {i}": 0.5 for i in range(100)}
+    save_overlay(tmp_path / "a.png", blank, blank.astype(int), ["background", "x"], dice=dice, title="case")
+    lines = drawn[0].get_suptitle().split("\n")
+    assert len(lines) == 5
+    assert all(len(line) <= 150 for line in lines)
+    assert lines[-1].endswith("…")
