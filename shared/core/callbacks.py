@@ -137,7 +137,9 @@ class HeldOut(pl.Callback):
             values = self.score(pl_module.model) if sharded or trainer.is_global_zero else {}
             if trainer.is_global_zero:
                 self.writer.write(pl_module.stage, step, values)
-                shown = "  ".join(f"{k} {v:.4f}" for k, v in list(values.items())[:6])
+                # Of many, the means tell most.
+                first = sorted(values, key=lambda name: not name.endswith("/mean")) if len(values) > 6 else values
+                shown = "  ".join(f"{name} {values[name]:.4f}" for name in list(first)[:6])
                 print(f"{pl_module.stage} step {step}: {shown}", flush=True)
             trainer.strategy.barrier()
 

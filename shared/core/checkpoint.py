@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from bestiary.shared.core.build import build, nearest
-from bestiary.shared.core.errors import BadDataError, ConfigError
+from bestiary.shared.core.errors import BadDataError, ConfigError, UserError
 from bestiary.shared.core.specs import DataSpec
 from bestiary.shared.core.streams import derive_seed
 
@@ -113,7 +115,10 @@ def load_checkpoint(path: Path | str) -> tuple[nn.Module, Structure]:
     """
     folder = find_checkpoint(path)
     structure = load_structure(folder)
-    model = build_model(structure)
+    try:
+        model = build_model(structure)
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'structure.json'}: {error}") from error
     load_weights(model, folder)
     return model.eval(), structure
 
@@ -138,9 +143,13 @@ def load_structure(folder: Path) -> Structure:
             f"this version reads {FORMAT}"
         )
     try:
-        return Structure(**values)
-    except TypeError as error:
+        structure = Structure(**values)
+        DataSpec.from_dict(structure.spec)
+        for name in ("choices", "parts"):
+            dict(getattr(structure, name))
+    except (TypeError, ValueError, ConfigError) as error:
         raise BadDataError(f"{file} was written by another version, or edited: {error}") from error
+    return structure
 
 
 def find_checkpoint(path: Path | str) -> Path:
@@ -180,10 +189,40 @@ def read_json(file: Path) -> Any:
 
 def write_json(file: Path, values: Any) -> None:
     """Write JSON aside, then rename."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    with open(aside, "w") as handle:
+    with aside_of(file) as aside, open(aside, "w") as handle:
         json.dump(values, handle, indent=1)
         handle.write("\n")
         handle.flush()
         os.fsync(handle.fileno())
+
+
+@contextmanager
+def aside_of(file: Path) -> Iterator[Path]:
+    """A path to write to, which takes the file's place if all went well, and is taken away if not."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        yield aside
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
     os.replace(aside, file)
+
+
+def make_folder(folder: Path, key: str) -> None:
+    """Make a folder to write into, if it is not there, and see that it can be written.
+
+    Args:
+        folder: the folder. key: what names another, for the message.
+
+    Raises:
+        UserError: if it cannot be made or written.
+    """
+    probe = folder / f".{os.getpid()}.probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise UserError(f"{folder}: cannot be written ({error.strerror}). Give another folder with {key}") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -107,7 +109,7 @@ def split_arguments(name: str, arguments: Sequence[str], strict: bool = False) -
             raise ConfigError(f"{argument!r} is not key=value\nusage: {usage}")
         if key in list(cfg):
             # A path may hold any character: only several inputs are split, at their commas.
-            OmegaConf.update(cfg, key, value.split(",") if key == "inputs" and "," in value else value)
+            OmegaConf.update(cfg, key, split_paths(value) if key == "inputs" and "," in value else value)
         elif strict or ("." not in key and nearest(key, cfg)):
             raise ConfigError(f"there is no key {key!r}{nearest(key, cfg)}\nusage: {usage}")
         else:
@@ -116,6 +118,17 @@ def split_arguments(name: str, arguments: Sequence[str], strict: bool = False) -
         if OmegaConf.is_missing(cfg, key):
             raise ConfigError(f"{key}= is missing\nusage: {usage}")
     return cfg, rest
+
+
+def split_paths(text: str) -> str | list[str]:
+    """Paths with commas between. A path that holds commas itself is not cut where it exists; one path stays a text."""
+    pieces, paths = text.split(","), []
+    while pieces:
+        whole = (n for n in range(len(pieces), 1, -1) if os.path.exists(os.path.expanduser(",".join(pieces[:n]))))
+        count = next(whole, 1)
+        paths.append(",".join(pieces[:count]))
+        pieces = pieces[count:]
+    return paths[0] if len(paths) == 1 else paths
 
 
 WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
@@ -143,6 +156,24 @@ def tolerant(arguments: Sequence[str]) -> list[str]:
     return [*overrides, *options]
 
 
+def at_least_one(text: str) -> int:
+    """A whole number from 1 on, for argparse's ``type=``."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """A number above 0, for argparse's ``type=``."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return value
+
+
 EXTRA_OF = {
     **dict.fromkeys(
         ("hydra", "omegaconf", "lightning", "torch", "numpy", "safetensors", "rich", "transformers"), "zoo"
@@ -151,6 +182,13 @@ EXTRA_OF = {
     **dict.fromkeys(("gguf", "sentencepiece", "jinja2"), "text"),
 }
 """Which extra brings a package that the scripts cannot do without."""
+
+
+BAD_PATH = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
+}
+"""Errors of the system that say all there is to say about a path."""
 
 
 class short_answers:
@@ -170,13 +208,13 @@ class short_answers:
             command = f"pip install -e '.[{EXTRA_OF[root]}]'"
             print(f"{os.path.basename(sys.argv[0])}: {root} is not installed: {command}", file=sys.stderr)
             sys.exit(2)
-        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError | IsADirectoryError):
+        if isinstance(error, OSError) and error.errno in BAD_PATH:
             print(f"{os.path.basename(sys.argv[0])}: {error.filename}: {error.strerror}", file=sys.stderr)
             sys.exit(2)
-        if isinstance(error, OSError) and error.errno == 28:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             print(
                 f"{os.path.basename(sys.argv[0])}: the disk is full ({error.filename or 'while writing'}); "
-                "make room and start the same command again: it goes on from its last checkpoint",
+                "make room and start the same command again: what was finished is kept, and it goes on from there",
                 file=sys.stderr,
             )
             sys.exit(2)

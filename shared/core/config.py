@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,12 @@ def compose(overrides: Sequence[str], name: str = "train") -> tuple[DictConfig, 
     return cfg, {k: str(v) for k, v in choices.items() if not k.startswith("hydra/")}  # type: ignore[union-attr]
 
 
+def quoted(path: Path | str) -> str:
+    """A path as Hydra's grammar takes it in ``key=value``."""
+    text = str(path)
+    return text if re.fullmatch(r"[\w./-]+", text, re.ASCII) else "'" + text.replace("'", "\\'") + "'"
+
+
 def options(group: str) -> list[str]:
     """The options of a config group, subfolders as ``folder/name``."""
     base = conf_dir() / group
@@ -104,6 +111,13 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> ConfigError:
     key = re.search(r"Key '([^']+)' is not in struct.*?full_key: (\S+)", text + str(error.__cause__ or ""), re.DOTALL)
     if key:
         return ConfigError(_unknown_key(key.group(2), overrides))
+    unread = getattr(error, "override", None)  # Hydra's grammar refused this argument
+    if unread and "=" in unread:
+        key, _, value = unread.partition("=")
+        return ConfigError(
+            f"{unread} cannot be read ({text.splitlines()[0]}): a value that holds spaces, commas, brackets or = is "
+            f"quoted twice, for the shell and for Hydra: {shlex.quote(f'{key}={quoted(value)}')}"
+        )
     if "project" not in selected and "experiment" not in selected:
         return ConfigError(no_project())
     return ConfigError(text.splitlines()[0] if text else type(error).__name__)

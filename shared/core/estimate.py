@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 from bestiary.shared.core.build import build
 from bestiary.shared.core.checkpoint import Structure, build_model
 from bestiary.shared.core.errors import ConfigError
+from bestiary.shared.core.machine import free_memory
 from bestiary.shared.core.prepare import set_trainable
 
 
@@ -82,10 +82,7 @@ def available_memory(accelerator: str) -> int:
     """Free bytes of the device that would be used."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 2**62
+    return free_memory()
 
 
 def refuse_what_cannot_fit(structure: Structure, stage: Any, source: Any, cfg: DictConfig) -> None:

@@ -15,7 +15,7 @@ import torch
 from bestiary.shared.core.errors import BadDataError, ConfigError
 
 IGNORE_INDEX = -100
-"""The label value of tokens that carry no loss."""
+"""The label value of tokens, and of voxels, that carry no loss."""
 
 Mode = Literal["train", "prompt", "eval"]
 

@@ -98,6 +98,13 @@ class Processor(Protocol):
 class DataSource(Protocol):
     """A data set. Made without reading data; :meth:`check` says whether the data is there.
 
+    A source that takes from files what its config leaves open (a plan, lists of cases) also has three members, with
+    which a run keeps to what it began with (:mod:`bestiary.shared.core.recorded_data`). ``state() -> dict``: what it
+    took, as JSON; its ``options``, if any, are config values that stand for the files. ``adopt(state, changed)``: take
+    that over, called after it was made and before :meth:`check`, with the names of those of its options that were said
+    anew since. ``seen(state, split) -> list``: which held-out ids a run with that state was trained on.
+    One with ``remarks(config) -> list`` gives lines to print as a run starts.
+
     ``part`` picks one of the source's named parts (``text`` and ``chat`` of one corpus); None is the whole.
     """
 
@@ -139,6 +146,10 @@ class Encoder(Protocol):
 @runtime_checkable
 class PyramidEncoder(Protocol):
     """An encoder of a segmentation net.
+
+    One with a true ``gives_orders`` takes a list as a second argument of forward, to which it appends its mixers' scan
+    orders. ``num_mixers`` says how many levels have a mixer, ``decoder_convs`` how many convolutions a decoder's level
+    has in plans with this encoder, and ``report_name`` what reports call a net of it without mixers; all are optional.
 
     Attributes:
         channels: output channels of each level, fine to coarse.

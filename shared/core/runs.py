@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -16,9 +15,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from bestiary.shared.core.checkpoint import read_json, write_json
-from bestiary.shared.core.config import config_hash, repo_root, resolved
+from bestiary.shared.core.checkpoint import make_folder, read_json, write_json
+from bestiary.shared.core.config import config_hash, resolved
 from bestiary.shared.core.errors import ConfigError, UserError
+from bestiary.shared.core.machine import git_commit
 
 RUN_DIR_VARIABLE = "BESTIARY_RUN_DIR"
 """Tells the other ranks, which are started with the same command line, where the first one writes."""
@@ -130,7 +130,7 @@ def _find_unfinished(run: Run, base: Path) -> bool:
 
 def _claim(run: Run, must: bool) -> bool:
     """Lock the folder for this process; the lock goes when the process does, however it ends."""
-    run.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(run.folder, "paths.run_dir=… or paths.runs=…")
     lock = open(run.folder / ".lock", "w")  # noqa: SIM115 - held for as long as the run lives
     try:
         # Not flock: the workers of a loader would inherit it, and hold it for seconds after this process was killed.
@@ -212,23 +212,6 @@ def device_name() -> str:
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
     return f"{name} ({os.cpu_count()} cores)"
-
-
-def git_commit() -> tuple[str, bool]:
-    """The checkout's commit and whether it has uncommitted changes; ("unknown", False) outside a checkout."""
-    root = repo_root()
-    if root is None:
-        return "unknown", False
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-        status = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=root, capture_output=True, text=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown", False
-    # Appending a measured number to a table must not make the next number count as one of changed code.
-    changed = [line for line in status.stdout.splitlines() if not line.endswith("results/measured.csv")]
-    return head.stdout.strip(), bool(changed)
 
 
 def peak_memory_gb() -> float:

@@ -69,6 +69,12 @@ class DataSpec:
         for name in ("strides", "kernel_sizes"):
             if any(len(level) != self.spatial_dims for level in getattr(self, name)):
                 raise ConfigError(f"every level of DataSpec.{name} needs {self.spatial_dims} numbers")
+        if any(not 0 <= size < float("inf") for size in self.spacing):
+            raise ConfigError(f"spacing {self.spacing} is in mm, 0 for each file's own")
+        if any(n < 1 for level in (self.patch_size, *self.strides, *self.kernel_sizes) for n in level):
+            raise ConfigError(
+                f"patch_size {self.patch_size}, strides and kernel_sizes are numbers of voxels, 1 or more each"
+            )
         total = [1] * self.spatial_dims
         for level in self.strides:
             total = [t * s for t, s in zip(total, level, strict=True)]

@@ -32,6 +32,16 @@ from bestiary.shared.core.evaluate import evaluate_all
 from bestiary.shared.core.loggers import MetricsFile, WandbLog
 from bestiary.shared.core.protocols import DataSource
 from bestiary.shared.core.recipe import Stage, read_stages
+from bestiary.shared.core.recorded_data import (
+    hand_over,
+    named_after,
+    record,
+    refuse_trained_on,
+    run_folder_of,
+    say_remarks,
+    stored_state,
+    use_recorded_options,
+)
 from bestiary.shared.core.runs import FinishedRun, Run, add_wall_time, device_name, open_run, rank, write_result
 from bestiary.shared.core.stages import (
     Setting,
@@ -123,11 +133,13 @@ def prepare_run(cfg: DictConfig, choices: dict[str, str], overrides: list[str], 
     setting.run = open_run(cfg, choices, overrides)
     if rank() == 0:
         say_size(cfg, choices, stages)
+        say_remarks(source, values)
         device = device_of(cfg)
         precision = auto_precision(cfg) if cfg.trainer.precision == "auto" else cfg.trainer.precision
         threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
         print(f"on {device_name() if device.type == 'cuda' else 'the CPU'}{threads}, precision {precision}", flush=True)
         print(f"{'resuming' if setting.run.resumed else 'run'} {setting.run.folder}", flush=True)
+        record(setting.run, source)
         setting.metrics = MetricsFile(setting.run.folder / "metrics.csv")
         if cfg.logger.wandb is not None and not compared:
             name = f"{values['project']['name']}/{setting.run.folder.name}"
@@ -172,9 +184,16 @@ def _compare(setting: Setting, finished: FinishedRun) -> None:
     for name, extra in (setting.cfg.compare or {}).items():
         print(f"\ncompared run: {name} ({' '.join(extra)})", flush=True)
         folder = finished.folder / "compare" / name
-        overrides = [o for o in setting.run.overrides if not o.startswith(("paths.run_dir=", "resume=", "compare"))]
-        cfg, choices = compose([*overrides, *extra, f"paths.run_dir='{folder}'", "compare=null"])
-        result = train(cfg, choices, [*overrides, *extra], compared=True)
+        # What the run said of a part that is now another is not said of that one.
+        changed = {g for g, _, o in (text.partition("=") for text in extra) if setting.run.choices.get(g, o) != o}
+        others = ("paths.run_dir=", "resume=", "compare", *(f"{group}." for group in changed))
+        overrides = [o for o in setting.run.overrides if not o.lstrip("+~").startswith(others)]
+        try:
+            cfg, choices = compose([*overrides, *extra, f"paths.run_dir='{folder}'", "compare=null"])
+            result = train(cfg, choices, [*overrides, *extra], compared=True)
+        except ConfigError as error:  # the run itself is trained and scored: its numbers are written all the same
+            print(f"compared run {name} is left out: {error}", flush=True)
+            continue
         finished.compared[name] = folder
         finished.baselines[name] = result["metrics"]
 
@@ -193,7 +212,7 @@ def load_run(path: str, overrides: list[str]) -> tuple[nn.Module, DataSource, Di
         BadDataError: if there is no checkpoint. ConfigError: if it stands without its run, or an override is wrong.
     """
     folder = find_checkpoint(path)
-    run_folder = next((p for p in (folder, *folder.parents) if (p / "run.json").is_file()), None)
+    run_folder = run_folder_of(folder)
     if run_folder is None:
         raise ConfigError(f"{folder} stands alone: there is no run.json above it that says which data it is scored on")
     head = read_json(run_folder / "run.json")
@@ -205,12 +224,20 @@ def load_run(path: str, overrides: list[str]) -> tuple[nn.Module, DataSource, Di
         changed = [line for line in changed if not line.startswith(("paths.", "resume"))]
     except ConfigError as error:
         changed = [f"today's conf/ no longer composes this run: {error}"]
+    state = stored_state(run_folder)
+    use_recorded_options(cfg, state)
     for override in overrides:
         change(cfg, override, head["overrides"])
     check_node(without_missing(resolved(cfg)["dataset"]), "dataset")
     source = build(cfg.dataset)
+    model, structure = load_checkpoint(folder)
+    hand_over(source, state, overrides, model, structure)
     source.check()
-    model, _ = load_checkpoint(folder)
+    # What a class number means is in the spec; a language model may be asked about any data.
+    if structure.spec["task"] == "seg" and (lines := other_data(structure, source.spec().to_dict())):
+        raise ConfigError(
+            f"{folder}: was trained on data that differ from those to score (checkpoint -> data):\n" + "\n".join(lines)
+        )
     return model, source, cfg, changed
 
 
@@ -267,15 +294,20 @@ def set_value(cfg: DictConfig, key: str, text: str, name: str) -> None:
 def check_same_net(stored: Structure, wanted: Structure) -> None:
     """Raise ConfigError where a checkpoint's net is not the one this run describes, or its data has other classes."""
     lines = differences(stored.parts, wanted.parts)
-    fields = ("task", "spatial_dims", "in_channels", "num_classes", "class_names")
-    lines += [
-        line
-        for name in fields
-        for line in differences(_listed(stored.spec[name]), _listed(wanted.spec[name]), f"data: {name}")
-    ]
+    lines += other_data(stored, wanted.spec)
     if lines:
         shown = "\n".join(lines[:8]) + (f"\n… and {len(lines) - 8} more" if len(lines) > 8 else "")
         raise ConfigError(f"init_from: the checkpoint's net is not the one of this run (checkpoint -> run):\n{shown}")
+
+
+def other_data(stored: Structure, spec: dict[str, Any]) -> list[str]:
+    """Lines that say where a data set's spec is not what a checkpoint was trained on; empty where it fits."""
+    fields = ("task", "spatial_dims", "in_channels", "num_classes", "class_names")
+    return [
+        line
+        for name in fields
+        for line in differences(_listed(stored.spec[name]), _listed(spec[name]), f"data: {name}")
+    ]
 
 
 def _listed(value: Any) -> Any:
@@ -292,8 +324,17 @@ def evaluate_checkpoint(options: Any, overrides: list[str]) -> dict[str, float]:
     if options.split not in ("val", "test"):
         raise ConfigError(f"split={options.split}: a data set holds out val and test")
     ours = [text for text in overrides if not text.startswith("protocol.")]
-    model, source, cfg, changed = load_run(options.checkpoint, ours)
-    evaluations = asked_evaluations(options, cfg, [text for text in overrides if text not in ours])
+    paths = [options.checkpoint]
+    if options.checkpoint.startswith("["):
+        from bestiary.shared.vision.ensemble import member_paths
+
+        paths = member_paths(options.checkpoint)
+    model, source, cfg, changed = load_run(paths[0], ours)
+    if len(paths) > 1:
+        model = _joined(model, source, paths, ours, options.split)
+    refuse_trained_on(source, options.split, paths)
+    protocol = [text for text in overrides if text not in ours]
+    evaluations = asked_evaluations(options, cfg, protocol)
     for line in changed[:10]:
         print(f"differs from today's conf/ (the stored value is used): {line}", flush=True)
     debug = dict(cfg.get("debug") or {})
@@ -301,16 +342,28 @@ def evaluate_checkpoint(options: Any, overrides: list[str]) -> dict[str, float]:
     values = evaluate_all(model, source, evaluations, options.split, debug.get("max_held_out"))
     if not values:
         raise BadDataError(f"the {options.split} part of this data set is empty")
-    width = max(len(name) for name in values)
+    width = max(map(len, values))
     for name, value in values.items():
         print(f"{name:<{width}}  {value:.4f}")
     # Other numbers than the run's own get a file of their own.
-    other = [text.partition("=")[2] for text in ours if text.startswith("dataset=")]
     audio = None if options.audio == "real" else options.audio
-    names = [*other, options.protocol, options.part and options.part.replace("/", "-"), audio]
+    together = f"ensemble_of_{len(paths)}" if len(paths) > 1 else None
+    part = options.part and options.part.replace("/", "-")
+    names = [named_after(ours), options.protocol, part, named_after(protocol), audio, together]
     file = "_".join(["eval", options.split, *filter(None, names)])
-    write_json(find_checkpoint(options.checkpoint) / f"{file}.json", values)
+    folders = [find_checkpoint(path) for path in paths]
+    write_json(folders[0] / f"{file}.json", {**values, **({"members": [str(f) for f in folders]} if together else {})})
     return values
+
+
+def _joined(first: nn.Module, source: Any, paths: list[str], overrides: list[str], split: str) -> nn.Module:
+    """The ensemble of runs, scored on the first one's data if none of the others was trained on it."""
+    from bestiary.shared.vision.ensemble import Ensemble, refuse_seen
+
+    loaded = [load_run(path, overrides) for path in paths[1:]]
+    model = Ensemble([first, *(member for member, *_ in loaded)], paths)  # type: ignore[list-item]
+    refuse_seen(source.case_ids(split), [own for _, own, *_ in loaded], paths[1:])
+    return model.eval()
 
 
 def asked_evaluations(options: Any, cfg: DictConfig, changes: list[str]) -> dict[str, tuple[Any, str | None]]:

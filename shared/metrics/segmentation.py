@@ -34,7 +34,8 @@ class VolumeProtocol:
 
     Keys are ``dice/<class>``, ``hd95/<class>`` (mm), ``nsd/<class>`` and ``<metric>/mean`` over the foreground classes;
     a class that no case defines is NaN, and so is then the mean. A case that was resampled for the network (see
-    ``source_label`` in :class:`bestiary.shared.data.volumes.Volume`) is scored on its source grid. No case, no keys.
+    ``source_label`` in :class:`bestiary.shared.data.volumes.Volume`) is scored on its source grid, a case with a
+    ``region`` within it alone. No case, no keys.
 
     Rules for an absent class (``empty_rule``):
         nnunet: absent from both, NaN and ignored; absent from one, Dice and NSD 0. HD95 has no value where a surface is
@@ -51,6 +52,12 @@ class VolumeProtocol:
         hd95: whether to compute it (slow).
         nsd: whether to compute it (slow).
         nsd_tolerance_mm: surface distance that counts as agreement.
+        by_volume: also report ``<metric>/quarter_1`` (the smallest quarter of the classes) to ``<metric>/quarter_4``,
+            means over classes sorted by their volume in the references; it takes four classes or more.
+        skip_undefined: means leave out classes that no case defines, instead of being NaN; for a part that holds few of
+            them.
+        mean_over: the classes whose mean is ``<metric>/mean``, where a network learns more than a table scores; None is
+            every foreground class.
 
     Source: TransUNet arXiv:2102.04306 and nnU-Net arXiv:1809.10486 for the rules; MONAI for HD95 and NSD.
     """
@@ -65,15 +72,20 @@ class VolumeProtocol:
         hd95: bool = True,
         nsd: bool = True,
         nsd_tolerance_mm: float = 1.0,
+        by_volume: bool = False,
+        skip_undefined: bool = False,
+        mean_over: Sequence[str] | None = None,
     ) -> None:
         if empty_rule not in EMPTY_RULES:
             raise ConfigError(f"there is no empty_rule {empty_rule!r}; there are {', '.join(EMPTY_RULES)}")
-        if nsd_tolerance_mm < 0:
+        if not nsd_tolerance_mm >= 0:  # nor is NaN
             raise ConfigError(f"nsd_tolerance_mm must be 0 or more, not {nsd_tolerance_mm}")
         self.class_names = None if class_names is None else tuple(class_names)
         self.empty_rule = empty_rule
         self.metrics = ("dice", *(["hd95"] if hd95 else []), *(["nsd"] if nsd else []))
-        self.nsd_tolerance_mm = nsd_tolerance_mm
+        self.nsd_tolerance_mm, self.by_volume = nsd_tolerance_mm, by_volume
+        self.skip_undefined = skip_undefined
+        self.mean_over = None if mean_over is None else tuple(mean_over)
         self.first: Any = None
 
     def __call__(self, model: nn.Module, examples: Sequence[Example]) -> dict[str, float]:
@@ -106,6 +118,8 @@ class VolumeProtocol:
             answer = resampled_argmax(answer, reference.shape)
         if self.first is None:
             self.first = (example["id"], answer.cpu().numpy())
+        if "region" in meta:
+            answer, reference = answer[meta["region"]], reference[meta["region"]]
         return answer.cpu(), reference, spacing
 
     def score(self, pairs: Iterable[Pair], class_names: Sequence[str]) -> dict[str, float]:
@@ -120,10 +134,18 @@ class VolumeProtocol:
 
         Raises:
             BadDataError: if a prediction's shape is not the reference's.
+            ConfigError: if ``mean_over`` names what is no class.
         """
-        cases = [self.score_case(*pair, num_classes=len(class_names)) for pair in pairs]
+        self._averaged(class_names)  # before the work
+        return self.summary([self.score_case(*pair, num_classes=len(class_names)) for pair in pairs], class_names)
+
+    def summary(self, cases: Sequence[dict[str, list[float]]], class_names: Sequence[str]) -> dict[str, float]:
+        """Means over cases, from what :meth:`score_case` gives; empty where there are none."""
         if not cases:
             return {}
+        averaged = self._averaged(class_names)
+        volumes = np.sum([case["volume"] for case in cases], axis=0)
+        quarters = np.array_split(np.argsort(volumes, kind="stable"), 4)
         out: dict[str, float] = {}
         for metric in self.metrics:
             table = np.array([case[metric] for case in cases])
@@ -131,13 +153,27 @@ class VolumeProtocol:
                 warnings.simplefilter("ignore", RuntimeWarning)  # a column of NaN is an answer here
                 per_class = np.nanmean(table, axis=0)
             out |= {f"{metric}/{name}": float(v) for name, v in zip(class_names[1:], per_class, strict=True)}
-            out[f"{metric}/mean"] = float(per_class.mean())
+            out[f"{metric}/mean"] = self._mean(np.array([out[f"{metric}/{name}"] for name in averaged]))
+            if self.by_volume and len(per_class) >= 4:
+                out |= {f"{metric}/quarter_{n}": self._mean(per_class[q]) for n, q in enumerate(quarters, start=1)}
         return out
+
+    def _mean(self, values: np.ndarray) -> float:
+        """Over classes; NaN where one is, unless those are to be left out."""
+        if self.skip_undefined:
+            values = values[~np.isnan(values)]
+        return float(values.mean()) if len(values) else NAN
+
+    def _averaged(self, class_names: Sequence[str]) -> Sequence[str]:
+        averaged = class_names[1:] if self.mean_over is None else self.mean_over
+        if not averaged or not set(averaged) <= set(class_names[1:]):
+            raise ConfigError(f"mean_over {list(averaged)}: each must be one of {', '.join(class_names[1:])}")
+        return averaged
 
     def score_case(
         self, prediction: Any, reference: Any, spacing: Sequence[float], num_classes: int
     ) -> dict[str, list[float]]:
-        """One case: ``{metric: [value of class 1, class 2, ...]}``."""
+        """One case: ``{metric: [value of class 1, class 2, ...]}``, and ``volume``, mm^3 of each in the reference."""
         predicted, truth = torch.as_tensor(prediction).cpu(), torch.as_tensor(reference).cpu()
         if predicted.shape != truth.shape:
             raise BadDataError(f"a prediction of shape {tuple(predicted.shape)} for a reference {tuple(truth.shape)}")
@@ -149,6 +185,7 @@ class VolumeProtocol:
         pairs = predicted.flatten().long() * num_classes + truth.flatten().long()
         joint = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
         out: dict[str, list[float]] = {metric: [] for metric in self.metrics}
+        out["volume"] = [float(n) * float(np.prod(spacing)) for n in joint.sum(0)[1:]]
         for index in range(1, num_classes):
             size_p, size_y, both = (int(n) for n in (joint[index].sum(), joint[:, index].sum(), joint[index, index]))
             values: dict[str, float]

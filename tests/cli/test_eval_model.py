@@ -52,7 +52,7 @@ def test_another_protocol_in_a_file_of_its_own(tool, copy):
     own.write_text("the run's own")
     job = tool("eval_model", f"checkpoint={copy}", "protocol=label", "part=chat", "protocol.batch_size=2")
     assert job.returncode == 0, job.stderr
-    stored = json.loads((copy / "stages" / "chat" / "eval_test_label_chat.json").read_text())
+    stored = json.loads((copy / "stages" / "chat" / "eval_test_label_chat_batch_size=2.json").read_text())
     assert 0 <= stored["test/accuracy"] <= 1
     assert "test/macro_f1" in stored
     assert "test/bits_per_byte" not in stored

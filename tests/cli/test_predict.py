@@ -65,3 +65,16 @@ def test_bad_inputs(tool, copy, short, tmp_path, name, content, words):
 )
 def test_short_answers(tool, short, arguments, words):
     short(tool("predict", *arguments), *words)
+
+
+def test_paths_are_cut_at_commas_unless_they_exist_with_them(tmp_path, monkeypatch):
+    from bestiary.shared.core.command_line import split_paths
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("a,b.txt", "c,d,e.txt", "c"):
+        (tmp_path / name).write_text("x")
+    assert split_paths("x.txt,y.txt") == ["x.txt", "y.txt"]
+    assert split_paths("a,b.txt") == "a,b.txt"
+    assert split_paths("x.txt,a,b.txt,c,d,e.txt") == ["x.txt", "a,b.txt", "c,d,e.txt"]
+    assert split_paths("c,d.txt") == ["c", "d.txt"]
+    assert split_paths("x.txt,") == ["x.txt", ""]

@@ -137,3 +137,41 @@ def test_dice_of_many_classes_against_masks_and_classes_out_of_range():
         assert score == pytest.approx(2 * (p & y).sum() / (p.sum() + y.sum()))
     with pytest.raises(BadDataError, match="prediction holds classes 0 to 6; there are 5"):
         VolumeProtocol().score_case(prediction, reference, (1, 1, 1), num_classes=5)
+
+
+def test_quarters_of_the_classes_by_volume():
+    # Eight classes of 1 to 8 voxels, numbered from the largest; each prediction misses all but its first voxel.
+    truth, guess, dice, at = np.zeros(36, np.int64), np.zeros(36, np.int64), {}, 0
+    for number, size in zip(range(1, 9), range(8, 0, -1), strict=True):
+        truth[at : at + size], guess[at], at = number, number, at + size
+        dice[size] = 2 / (size + 1)
+    names = ("background", *"hgfedcba")
+    protocol = VolumeProtocol(hd95=False, nsd=False, by_volume=True)
+    scores = protocol.score([(guess.reshape(6, 6), truth.reshape(6, 6), (1.0, 2.0))], names)
+    for quarter, sizes in enumerate(((1, 2), (3, 4), (5, 6), (7, 8)), start=1):
+        assert scores[f"dice/quarter_{quarter}"] == pytest.approx(np.mean([dice[size] for size in sizes]))
+    few = protocol.score([(truth.clip(max=3), truth.clip(max=3), (1.0,))], names[:4])
+    assert not any("quarter" in key for key in few)
+
+
+def test_means_can_leave_out_what_is_undefined():
+    truth = cube((0, 0, 0), (4, 4, 4))
+    pairs = [(truth, truth, (1, 1, 1))]
+    plain, skipping = (VolumeProtocol(hd95=False, nsd=False, skip_undefined=skip) for skip in (False, True))
+    assert math.isnan(plain.score(pairs, NAMES)["dice/mean"])
+    assert skipping.score(pairs, NAMES)["dice/mean"] == 1.0
+    assert math.isnan(skipping.score([(truth * 0, truth * 0, (1, 1, 1))], NAMES)["dice/mean"])
+
+
+def test_the_mean_may_be_over_some_of_the_classes():
+    truth = torch.tensor([[1, 1, 2, 2, 3, 0]])
+    guess = torch.tensor([[1, 1, 2, 0, 0, 0]])
+    names = ("background", "a", "b", "c")
+    options = {"hd95": False, "nsd": False}
+    found = VolumeProtocol(names, mean_over=["b", "a"], **options).score([(guess, truth, (1, 1))], names)
+    assert found["dice/mean"] == pytest.approx((1 + 2 / 3) / 2)
+    assert found["dice/c"] == 0
+    assert VolumeProtocol(names, **options).score([(guess, truth, (1, 1))], names)["dice/mean"] == pytest.approx(5 / 9)
+    for wrong in ([], ["background"], ["d"]):
+        with pytest.raises(ConfigError, match="mean_over"):
+            VolumeProtocol(names, mean_over=wrong, **options).score([(guess, truth, (1, 1))], names)
