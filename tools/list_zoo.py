@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from bestiary.shared.core.errors import ConfigError, UserError, require
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = ("projects", "encoders", "backbones", "datasets", "recipes", "tables", "experiments")
+KINDS = ("projects", "models", "encoders", "backbones", "datasets", "recipes", "tables", "experiments", "sweeps")
 Entry = dict[str, Any]
 
 
@@ -67,6 +67,15 @@ def projects(root: Path) -> list[Entry]:
 def group(root: Path, folder: str) -> list[tuple[Path, Entry]]:
     paths = sorted((root / "conf" / folder).glob("*.yaml"))
     return [(p, {"name": p.stem, "about": first_comment(p), "select": f"{folder}={p.stem}"}) for p in paths]
+
+
+def models(root: Path) -> list[Entry]:
+    return [entry for _, entry in group(root, "model")]
+
+
+def sweeps(root: Path) -> list[Entry]:
+    command = "python tools/sweep_local.py conf/sweeps/{}.yaml"
+    return [entry | {"select": command.format(path.stem)} for path, entry in group(root, "sweeps")]
 
 
 def encoders(root: Path) -> list[Entry]:
@@ -144,8 +153,8 @@ def experiments(root: Path) -> list[Entry]:
 def zoo(root: Path, kinds: tuple[str, ...] = KINDS, patterns: list[str] | None = None) -> dict[str, list[Entry]]:
     """Entries by kind. A pattern is compared with the name, and with its part before the slash."""
     readers = {
-        "projects": projects, "encoders": encoders, "backbones": backbones, "datasets": datasets, "recipes": recipes,
-        "tables": tables, "experiments": experiments,
+        "projects": projects, "models": models, "encoders": encoders, "backbones": backbones, "datasets": datasets,
+        "recipes": recipes, "tables": tables, "experiments": experiments, "sweeps": sweeps,
     }  # fmt: skip
 
     def wanted(name: str) -> bool:

@@ -3,13 +3,19 @@
 
     python tools/reproduce.py list
     python tools/reproduce.py show asm_unet/params_flops
-    python tools/reproduce.py run asm_unet/icbm152 --row asm_unet --seeds 0,1,2
-    python tools/reproduce.py report asm_unet/icbm152 [--markdown]
-    python tools/reproduce.py check
+    python tools/reproduce.py run asm_unet/icbm152 --row asm_unet --seeds 0,1,2 [--parallel 4] [--resume] [--dry-run]
+    python tools/reproduce.py report asm_unet/icbm152 [--markdown | --json]
+    python tools/reproduce.py check [--write]
 
-`run` trains each row once a seed and adds the means to projects/<project>/results/measured.csv; a run that was
-stopped goes on. `-o key=value` changes the training, and marks the result as reduced. Exit status: 0 all that was
-asked for ran and is within tolerance, 1 something is outside, 2 something could not run, 3 a table file is bad.
+`run` trains each row once a seed and adds the means to projects/<project>/results/measured.csv, row by row. The same
+command at the same commit goes on where it was stopped; with --resume also runs of other calls and commits are taken
+over if their resolved config is the same, and the measurement names all commits. `-o key=value` changes the training,
+and marks the result as reduced. `check` compares tables, measurements, the trace that every measurement leaves beside
+it, and READMEs. `adopt PROJECT` writes that trace for lines that have none (from before traces were kept, or after a
+merge); lines that were changed or removed it refuses.
+
+Exit status: 0 all that was asked for ran and is within tolerance, 1 something is outside, 2 something could not run,
+3 a table, measurement or README is wrong; 130 stopped.
 """
 
 from __future__ import annotations
@@ -23,14 +29,11 @@ from pathlib import Path
 # The package is found from any folder and before any install.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from bestiary.shared.core.command_line import at_least_one, positive
 from bestiary.shared.core.errors import UserError
-from bestiary.shared.results import join, measured, render, runs, tables
+from bestiary.shared.results import check, join, measured, render, runs, tables
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def csv_path(root: Path, table: tables.Table) -> Path:
-    return root / "projects" / table.project / "results" / "measured.csv"
 
 
 def show_list(root: Path) -> int:
@@ -38,7 +41,7 @@ def show_list(root: Path) -> int:
     if not paths:
         print("no tables")
     for table in map(tables.read_table, paths):
-        cells = join.join(table, measured.read(csv_path(root, table)))
+        cells = join.join(table, measured.read(check.measured_path(root, table.project)))
         counts = {
             v: sum(c.verdict.split(":")[0] == v for c in cells)
             for v in dict.fromkeys(c.verdict.split(":")[0] for c in cells)
@@ -74,41 +77,40 @@ def show(root: Path, ref: str) -> int:
 def run(root: Path, args: argparse.Namespace) -> int:
     """Run the rows asked for, then report them."""
     table = tables.load_table(root / "projects", args.table)
-    rows = [table.row(name) for name in args.row] if args.row else [r for r in table.rows if r.runnable]
-    from bestiary.shared.core.runs import git_commit  # brings Hydra, which `list` and `report` do without
+    rows = [table.row(name) for name in dict.fromkeys(args.row)] or [
+        r for r in table.rows if r.runnable and args.tier in (None, r.tier)
+    ]
+    from bestiary.shared.core.machine import git_commit  # brings OmegaConf, which `list` and `report` do without
+    from bestiary.shared.results.measure import Session
 
     commit, dirty = git_commit()
     runs_dir = Path(args.runs or os.environ.get("BESTIARY_RUNS") or root / "runs").expanduser().resolve()
-    started, failed = runs.now(), []
     if not rows:
-        print(f"{table.ref}: no row of this table can be run here; why: python tools/reproduce.py show {table.ref}")
+        which = f" of tier {args.tier}" if args.tier else ""
+        why = f"why: python tools/reproduce.py show {table.ref}"
+        print(f"{table.ref}: no row{which} of this table can be run here; {why}")
         return 2
+    plans, failed, started = [], [], runs.now()
     for row in rows:
         if not row.runnable:
             print(f"{table.ref} {row.id}: blocked: {join.why_blocked(row)}", file=sys.stderr)
             failed.append(row.id)
-            continue
-        if row.function and args.override:
+        elif row.function and args.override:
             raise UserError(f"{table.ref} {row.id} is measured by a function; --override changes only what is trained")
-        plan = runs.Plan(table, row, args.seeds, tuple(args.override), commit, dirty, started)
-        if args.dry_run:
-            commands = (
-                [plan.command(args.train, runs_dir, seed) for seed in plan.seeds] if row.overrides is not None else []
-            )
-            print("\n".join(shlex.join(c) for c in commands) or f"{row.function}({row.args})")
-            continue
-        try:
-            measurements = runs.execute(plan, args.train, runs_dir)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            failed.append(row.id)
-            continue
-        # Written row by row: what was measured stays, whatever happens to the next one.
-        measured.append(csv_path(root, table), measurements)
+        else:
+            plans.append(runs.Plan(table, row, args.seeds, tuple(args.override), commit, dirty, started))
+    csv = check.measured_path(root, table.project)
+    session = Session(plans, args.train, runs_dir, csv, args.resume, args.parallel, args.memory_gb, failed)
     if args.dry_run:
+        print("\n".join(session.commands()))
         return 2 if failed else 0
-    cells = join.join(table, measured.read(csv_path(root, table)), [row.id for row in rows])
-    print("\n" + render.to_terminal(table, cells))
+    try:
+        session.run()
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here (with --resume also at another commit)", file=sys.stderr)
+        return 130
+    cells, comparisons = check.joined(root, table, [row.id for row in rows])
+    print("\n" + render.to_terminal(table, cells, comparisons))
     if failed:
         print(f"could not run: {', '.join(failed)}", file=sys.stderr)
         return 2
@@ -118,46 +120,28 @@ def run(root: Path, args: argparse.Namespace) -> int:
 def report(root: Path, args: argparse.Namespace) -> int:
     """Join published and measured values; computes nothing."""
     table = tables.load_table(root / "projects", args.table)
-    cells = join.join(table, measured.read(csv_path(root, table)))
-    print(render.to_markdown(table, cells) if args.markdown else render.to_terminal(table, cells))
+    cells, comparisons = check.joined(root, table)
+    how = render.to_json if args.json else render.to_markdown if args.markdown else render.to_terminal
+    print(how(table, cells, comparisons))
     return int(any(cell.outside for cell in cells))
 
 
-def documents(root: Path) -> list[Path]:
-    """The Markdown files that may hold rendered tables."""
-    found = [root / "README.md", *(root / "docs").rglob("*.md"), *(root / "projects").glob("*/README.md")]
-    return [path for path in found if path.is_file()]
-
-
-def check(root: Path, write: bool) -> int:
-    """Every table is well formed, every measurement fits one, every README shows what the files say."""
-    found = {table.ref: table for table in map(tables.read_table, tables.find_tables(root / "projects"))}
-    wrong = []
-    for path in sorted((root / "projects").glob("*/results/measured.csv")):
-        project, lines = path.parent.parent.name, measured.read(path)
-        known = {table.id for table in found.values() if table.project == project}
-        wrong += [f"{path}: there is no table {name!r}" for name in sorted({m.table for m in lines} - known)]
-        for table in found.values():
-            if table.project == project:
-                wrong += [f"{path}: nothing in the table fits {name}" for name in join.orphans(table, lines)]
-    for path in documents(root):
-        text = new = path.read_text(encoding="utf-8")
-        for ref, body in render.blocks(text).items():
-            if ref not in found:
-                wrong.append(f"{path}: shows a table {ref!r} that does not exist")
-                continue
-            table = found[ref]
-            rendered = render.to_markdown(table, join.join(table, measured.read(csv_path(root, table))))
-            if body != rendered and not write:
-                wrong.append(f"{path}: the table {ref} is out of date; python tools/reproduce.py check --write")
-            new = render.with_block(new, ref, rendered)
-        if write and new != text:
-            path.write_text(new, encoding="utf-8")
-            print(f"{path}: written")
+def run_check(root: Path, write: bool) -> int:
+    """Every table is well formed, every measurement fits one and is as it was written, READMEs show what files say."""
+    wrong, written, count = check.check(root, write)
+    for path in written:
+        print(f"{path}: written")
     for line in wrong:
         print(f"error: {line}", file=sys.stderr)
-    print(f"{len(found)} tables, {len(wrong)} problems")
+    print(f"{count} tables, {len(wrong)} problems")
     return 3 if wrong else 0
+
+
+def adopt(root: Path, project: str) -> int:
+    """Give lines of measured.csv that have no trace one."""
+    names = check.adopt(root, project)
+    print("\n".join([f"{len(names)} lines had no trace and have one now", *(f"  {name}" for name in names)]))
+    return 0
 
 
 def seeds(text: str) -> tuple[int, ...]:
@@ -172,7 +156,9 @@ def seeds(text: str) -> tuple[int, ...]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Published and measured tables.")
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").strip(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("list", help="all tables and where they stand")
@@ -180,17 +166,28 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     verb.add_argument("table", metavar="PROJECT/TABLE")
     verb = verbs.add_parser("run", help="measure rows and add them to measured.csv")
     verb.add_argument("table", metavar="PROJECT/TABLE")
-    verb.add_argument("--row", action="append", default=[], help="only this row (may be repeated)")
+    which = verb.add_mutually_exclusive_group()
+    which.add_argument("--row", action="append", default=[], help="only this row (may be repeated)")
+    which.add_argument("--tier", choices=tables.TIERS, help="only rows of this size")
     verb.add_argument("--seeds", type=seeds, default=(0,), help="0,1,2 (an effect needs three or more)")
     verb.add_argument("-o", "--override", action="append", default=[], metavar="KEY=VALUE", help="marks it as reduced")
+    verb.add_argument("--parallel", type=at_least_one, default=1, metavar="N", help="runs at once, one thread each")
+    verb.add_argument(
+        "--memory-gb", type=positive, metavar="G", help="for all runs together (default: 90 %% of what is free)"
+    )
+    verb.add_argument("--resume", action="store_true", help="take over runs of earlier calls, of other commits too")
     verb.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
     verb.add_argument("--runs", help="folder of the runs (default $BESTIARY_RUNS or runs/)")
     verb.add_argument("--train", type=Path, default=ROOT / "tools" / "train.py", help=argparse.SUPPRESS)
     verb = verbs.add_parser("report", help="published against measured, computing nothing")
     verb.add_argument("table", metavar="PROJECT/TABLE")
-    verb.add_argument("--markdown", action="store_true")
+    how = verb.add_mutually_exclusive_group()
+    how.add_argument("--markdown", action="store_true")
+    how.add_argument("--json", action="store_true")
     verb = verbs.add_parser("check", help="tables, measurements and READMEs agree")
     verb.add_argument("--write", action="store_true", help="bring the READMEs up to date")
+    verb = verbs.add_parser("adopt", help="write the trace of measurements that have none (see the top of this help)")
+    verb.add_argument("project", metavar="PROJECT")
     return parser.parse_args(argv)
 
 
@@ -204,7 +201,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.verb == "run":
             return run(args.root, args)
         if args.verb == "check":
-            return check(args.root, args.write)
+            return run_check(args.root, args.write)
+        if args.verb == "adopt":
+            return adopt(args.root, args.project)
         return report(args.root, args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -24,11 +24,13 @@ def measure(overrides: Sequence[str], name: str, split: str = "test") -> dict[st
     """
     from bestiary.shared.core.build import build
     from bestiary.shared.core.config import compose
+    from bestiary.shared.core.stages import read_evaluations
 
     cfg, _ = compose(list(overrides))
     source = build(cfg.dataset)
     source.check()
-    found = source.baselines(split) if hasattr(source, "baselines") else {}
+    protocols = [protocol for protocol, _ in read_evaluations(cfg).values()]
+    found = source.baselines(split, protocols[0]) if hasattr(source, "baselines") else {}
     if name not in found:
         raise UserError(f"the data set has no baseline {name!r}; it has: {', '.join(found) or 'none'}")
     return {f"{split}/{key}": value for key, value in found[name].items()} | {"data_revision": source.revision}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -57,6 +58,7 @@ def join(table: Table, measurements: Iterable[Measurement], rows: Sequence[str] 
         for row in table.rows
         if rows is None or row.id in rows
         for metric in table.metrics
+        if metric.key not in row.lacks
     ]
 
 
@@ -88,3 +90,13 @@ def orphans(table: Table, measurements: Iterable[Measurement]) -> list[str]:
         for m in measurements
         if m.table == table.id and (m.row not in rows or m.metric not in metrics)
     ]
+
+
+def outdated(table: Table, measurements: Iterable[Measurement]) -> list[str]:
+    """Rows whose number that counts was measured with other overrides than the table says today, one message each."""
+    found = {}
+    for cell in join(table, measurements):
+        m, row = cell.measured, cell.row
+        if m is not None and not m.reduced and row.overrides is not None and m.overrides != shlex.join(row.overrides):
+            found[row.id] = f"{table.ref} {row.id} was measured with {m.overrides!r}; measure it again"
+    return list(found.values())

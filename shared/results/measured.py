@@ -1,17 +1,19 @@
-"""`projects/<project>/results/measured.csv`: what was measured here. Lines are added, never changed."""
+"""`projects/<project>/results/measured.csv`: what was measured here. Lines are added, never changed.
+
+Each line that is added leaves its mark in measured.sha256 beside it (`trace.py`).
+"""
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from bestiary.shared.core.errors import BadDataError
+from bestiary.shared.results.locked import append_lines, read_text
 
 
 @dataclass(frozen=True)
@@ -84,27 +86,12 @@ def append(path: Path, measurements: Sequence[Measurement]) -> None:
     """
     if not measurements:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8", newline="") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes, also by a kill
-        file.seek(0)
-        before = file.read()
-        _parse(before, path)
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        if not before:
-            writer.writerow(COLUMNS)
-        elif not before.endswith("\n"):
-            buffer.write("\n")  # someone's editor left the last line open
-        for measurement in measurements:
-            writer.writerow([_cell(getattr(measurement, name)) for name in COLUMNS])
-        try:
-            file.write(buffer.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError:  # a full disk: take the torn lines back
-            os.ftruncate(file.fileno(), len(before.encode("utf-8")))
-            raise
+
+    def lines(text: str) -> list[list[str]]:
+        _parse(text, path)
+        return [[_cell(getattr(measurement, name)) for name in COLUMNS] for measurement in measurements]
+
+    append_lines(path, COLUMNS, lines)
 
 
 def read(path: Path) -> list[Measurement]:
@@ -113,11 +100,7 @@ def read(path: Path) -> list[Measurement]:
     Raises:
         BadDataError: naming the file and line that cannot be used.
     """
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        return _parse(file.read(), path)
+    return _parse(read_text(path), path)
 
 
 def _cell(value: object) -> str:

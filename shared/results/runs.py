@@ -1,4 +1,4 @@
-"""Running a row of a table: by training it in a subprocess, or by calling its function."""
+"""How a row of a table is run, and what its runs say: `measure.py` runs them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import importlib
 import inspect
 import json
 import math
-import re
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bestiary.shared.core.config import quoted
 from bestiary.shared.core.errors import UserError
+from bestiary.shared.results.details import Detail
 from bestiary.shared.results.measured import Measurement
 from bestiary.shared.results.tables import Row, Table
 
@@ -69,56 +69,50 @@ class Plan:
         changed = shlex.join(self.extra)
         return f"reduced: {changed}" if self.row.scope == "full" else f"{self.row.scope}, {changed}"
 
-    def run_dir(self, runs: Path, seed: int) -> Path:
-        """The folder of one run: the same for the same code and overrides, so that a stopped run goes on.
+    def run_dir(self, runs: Path, seed: int, start: Path | None) -> Path:
+        """The folder of one run: the same for the same code, overrides and ``start``, so that a stopped run goes on.
 
         With uncommitted changes nothing says that the code is the same, and every start gets a folder of its own.
         """
-        known = (*self.overrides, f"after {self.before.run_dir(runs, seed)}") if self.before else self.overrides
+        known = self.overrides if start is None else (*self.overrides, f"after {start}")
         digest = hashlib.sha256("\0".join(known).encode()).hexdigest()[:8]
         code = self.commit[:10] + (f"-dirty-{self.started:%Y%m%dT%H%M%S}" if self.dirty else "")
-        return (
-            runs / "reproduce" / self.table.project / self.table.id / self.row.id / f"{digest}-{code}" / f"seed_{seed}"
-        )
+        return self.row_dir(runs) / f"{digest}-{code}" / f"seed_{seed}"
 
-    def command(self, train: Path, runs: Path, seed: int) -> list[str]:
-        """The command line of one run."""
-        start = [f"init_from={_quoted(self.before.run_dir(runs, seed))}"] if self.before else []
-        folder = f"paths.run_dir={_quoted(self.run_dir(runs, seed))}"
-        return [sys.executable, str(train), *self.overrides, *start, f"seed={seed}", folder]
+    def row_dir(self, runs: Path) -> Path:
+        """The folder of all runs of this row, whatever they were composed from."""
+        return runs / "reproduce" / self.table.project / self.table.id / self.row.id
 
+    def command(self, train: Path, folder: Path, start: Path | None, seed: int) -> list[str]:
+        """The command line of one run.
 
-def _quoted(path: Path) -> str:
-    """A path as Hydra's grammar takes it."""
-    text = str(path)
-    return text if re.fullmatch(r"[\w./-]+", text) else "'" + text.replace("'", "\\'") + "'"
+        Args:
+            train: the training script. folder: the run's folder. start: the run that it starts from. seed: its seed.
+        """
+        given = [sys.executable, str(train), *self.overrides, *self.start(start), f"seed={seed}"]
+        return [*given, f"paths.run_dir={quoted(folder)}"]
 
-
-def execute(plan: Plan, train: Path, runs: Path) -> list[Measurement]:
-    """Run the row and return one measurement per metric of the table.
-
-    Args:
-        plan: what to run.
-        train: path of the training script.
-        runs: folder of all runs.
-
-    Raises:
-        RunError: if a run fails or lacks a metric; nothing is measured then.
-    """
-    if plan.row.function is not None:
-        return _call(plan)
-    results = [_train(plan, train, runs, seed) for seed in plan.seeds]
-    return summarise(plan, results)
+    @staticmethod
+    def start(folder: Path | None) -> list[str]:
+        """The override that starts from a run."""
+        return [] if folder is None else [f"init_from={quoted(folder)}"]
 
 
 def summarise(plan: Plan, results: Sequence[Mapping[str, Any]]) -> list[Measurement]:
     """Mean and sample standard deviation over the seeds' ``result.json``.
+
+    Args:
+        plan: the row.
+        results: one a seed. One that was taken over from an earlier call also holds ``commits`` and ``any_dirty``, and
+            the measurement then names all commits.
 
     Raises:
         RunError: if a run lacks a metric of the table, or holds one that is not finite.
     """
     measurements = []
     for metric in plan.table.metrics:
+        if metric.key in plan.row.lacks:
+            continue
         values = []
         for seed, result in zip(plan.seeds, results, strict=True):
             if metric.reads not in result["metrics"]:
@@ -136,6 +130,8 @@ def summarise(plan: Plan, results: Sequence[Mapping[str, Any]]) -> list[Measurem
                 data_revision=_same_or_list(results, "data_revision"),
                 torch=_same_or_list(results, "torch"),
                 device=_same_or_list(results, "device"),
+                commit=" ".join(dict.fromkeys(c for r in results for c in r.get("commits", [plan.commit]))),
+                dirty=plan.dirty or any(r.get("any_dirty", False) for r in results),
                 wall_s=_over(results, "wall_s", statistics.fmean),
                 peak_gb=_over(results, "peak_gb", max),
                 scope=_scope(plan, results),
@@ -144,16 +140,25 @@ def summarise(plan: Plan, results: Sequence[Mapping[str, Any]]) -> list[Measurem
     return measurements
 
 
-def _train(plan: Plan, train: Path, runs: Path, seed: int) -> dict[str, Any]:
-    if plan.before and not (plan.before.run_dir(runs, seed) / "result.json").is_file():
-        _train(plan.before, train, runs, seed)
-    command = plan.command(train, runs, seed)
-    print(f"{plan.table.ref} {plan.row.id}, seed {seed}: {shlex.join(command[1:])}", flush=True)
-    file = plan.run_dir(runs, seed) / "result.json"
-    # train.py itself skips what is done and goes on where it was stopped.
-    code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
-    if code:
-        raise RunError(f"{plan.table.ref} {plan.row.id}, seed {seed}: training ended with status {code}")
+def detail_lines(plan: Plan, results: Sequence[Mapping[str, Any]]) -> list[Detail]:
+    """What details.csv keeps of each run, where the table asks for it."""
+    prefix, found = plan.table.details, []
+    for seed, result in zip(plan.seeds, results, strict=True) if prefix else ():
+        values = {k.removeprefix(prefix): v for k, v in result["metrics"].items() if k.startswith(prefix)}
+        values = {k: math.nan if v is None else float(v) for k, v in values.items()}
+        commit, date = " ".join(result.get("commits", [plan.commit])), plan.started.strftime("%Y-%m-%dT%H:%M:%SZ")
+        scope = _scope(plan, [result])
+        found.append(Detail(plan.table.id, plan.row.id, prefix, seed, scope, commit, date, values))
+    return found
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """A finished run's result.json.
+
+    Raises:
+        RunError: if there is none, or it holds no metrics.
+    """
+    file = folder / "result.json"
     try:
         result = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -163,7 +168,12 @@ def _train(plan: Plan, train: Path, runs: Path, seed: int) -> dict[str, Any]:
     return result
 
 
-def _call(plan: Plan) -> list[Measurement]:
+def call(plan: Plan) -> list[Measurement]:
+    """Measure a row by its function, in this process.
+
+    Raises:
+        RunError: if the function is not ours, does not fit its arguments or yields no metric of the table.
+    """
     module, _, name = str(plan.row.function).partition(":")
     if not module.startswith("bestiary."):  # a table is data: it may name our code, not anyone's
         raise RunError(f"{plan.table.path}: row {plan.row.id}: the function must be in bestiary, not {module!r}")
@@ -190,6 +200,8 @@ def _call(plan: Plan) -> list[Measurement]:
             "torch": _torch(),
             "device": "cpu",
             "peak_gb": None,
+            "commit": plan.commit,
+            "dirty": plan.dirty,
         }
         found.append(_measurement(plan, metric.key, [value], seeds=(), wall_s=round(wall, 3), **extra))
     if not found:
@@ -206,8 +218,6 @@ def _measurement(plan: Plan, metric: str, values: list[float], *, seeds: Sequenc
         n_seeds=len(values),
         std=statistics.stdev(values) if len(values) > 1 else None,
         seeds=" ".join(map(str, seeds)),
-        commit=plan.commit,
-        dirty=plan.dirty,
         overrides=shlex.join(plan.overrides),
         date=plan.started.strftime("%Y-%m-%dT%H:%M:%SZ"),
         **known,

@@ -6,14 +6,13 @@ does not give it; nothing is guessed.
 
 from __future__ import annotations
 
-import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from bestiary.shared.core.errors import UserError, require
+from bestiary.shared.core.errors import UserError
+from bestiary.shared.results.schema import Checker, nearest, read_yaml
 
 SCHEMA = 1
 TIERS = ("smoke", "small", "full")
@@ -66,11 +65,15 @@ class Row:
         args: keyword arguments for the function.
         published: value per metric; None where the paper gives none.
         source: where the published values come from.
-        needs: what it takes: gpus, vram_gb, hours, data, weights.
+        needs: what it takes: gpus, vram_gb, ram_gb (GB of main memory of one run, by which runs are started side by
+            side), hours, data, weights.
         tier: ``smoke``, ``small`` or ``full``.
         scope: ``full``, or ``reduced: what``.
         note: anything a reader should know.
         blocked: why it cannot be run here, or empty.
+        against: id of the row that this one is compared with, structure by structure and seed by seed (see ``details``
+            of the table), or empty.
+        lacks: keys of metrics that this row cannot have.
         after: id of an earlier row whose run of the same seed this one starts from (``init_from``), or empty. Rows that
             differ in their last stage alone share the ones before it, and are compared from the same weights.
     """
@@ -89,6 +92,8 @@ class Row:
     note: str
     blocked: str
     after: str = ""
+    against: str = ""
+    lacks: tuple[str, ...] = ()
 
     @property
     def runnable(self) -> bool:
@@ -98,7 +103,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A whole table file; ``ref`` is ``<project>/<id>``."""
+    """A whole table file; ``ref`` is ``<project>/<id>``. ``details`` is the prefix of the metrics kept for each run."""
 
     project: str
     id: str
@@ -108,11 +113,17 @@ class Table:
     protocol: Mapping[str, Any]
     metrics: tuple[Metric, ...]
     rows: tuple[Row, ...] = field(default=())
+    details: str = ""
 
     @property
     def ref(self) -> str:
         """Its name on the command line."""
         return f"{self.project}/{self.id}"
+
+    @property
+    def row_ids(self) -> set[str]:
+        """The names of its rows."""
+        return {row.id for row in self.rows}
 
     def row(self, name: str) -> Row:
         """The row of this name.
@@ -123,19 +134,20 @@ class Table:
         for row in self.rows:
             if row.id == name:
                 return row
-        raise UserError(f"{self.ref} has no row {name!r}{_nearest(name, [r.id for r in self.rows])}")
+        raise UserError(f"{self.ref} has no row {name!r}{nearest(name, [r.id for r in self.rows])}")
 
 
-_TOP = {"schema", "title", "paper", "protocol", "metrics", "rows"}
+_TOP = {"schema", "title", "paper", "protocol", "metrics", "rows", "details"}
 _PAPER = {"title", "arxiv", "version", "table", "page", "retrieved", "note"}
 _PROTOCOL = {
     "dataset", "revision", "split", "classes", "spacing", "patch", "tta", "post_processing", "metric", "version",
     "harness", "prompt", "few_shot", "sampling", "max_len", "k", "note",
 }  # fmt: skip
 _METRIC = {"key", "unit", "higher_is_better", "decimals", "tolerance", "reads"}
+_NEEDS = {"gpus", "vram_gb", "ram_gb", "hours", "data", "weights"}
 _ROW = {
     "id", "label", "ours", "overrides", "function", "args", "published", "source", "needs", "tier", "scope", "note",
-    "blocked", "after",
+    "blocked", "after", "against", "lacks",
 }  # fmt: skip
 
 
@@ -150,14 +162,8 @@ def read_table(path: Path | str, project: str | None = None) -> Table:
         TableError: if the file is not YAML or does not follow the schema.
     """
     path = Path(path)
-    yaml = require("yaml", "zoo")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TableError(f"{path}: cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise TableError(f"{path}: not valid YAML: {error}") from error
-    check = _Checker(path)
+    data = read_yaml(path, TableError)
+    check = Checker(path, TableError)
     top = check.mapping(data, "the file", _TOP, required={"schema", "paper", "protocol", "metrics", "rows"})
     if top["schema"] != SCHEMA:
         check.fail("schema", f"is {top['schema']!r}, this version reads {SCHEMA}")
@@ -171,11 +177,16 @@ def read_table(path: Path | str, project: str | None = None) -> Table:
     for i, row in enumerate(rows):
         if row.after and not any(other.id == row.after and other.overrides is not None for other in rows[:i]):
             check.fail(f"rows[{row.id}].after", f"must be an earlier row that is trained, not {row.after!r}")
+        if row.against and (row.against == row.id or row.against not in {other.id for other in rows}):
+            check.fail(f"rows[{row.id}].against", f"must be another row, not {row.against!r}")
+    details = check.text(top, "details", "the file", default="")
+    if any(row.against for row in rows) and not details:
+        check.fail("details", "is missing: rows with `against` are compared by what it keeps, for example test/dice/")
     title = check.text(top, "title", "the file", default=str(paper["title"]))
-    return Table(project or path.parent.parent.name, path.stem, path, title, paper, protocol, metrics, rows)
+    return Table(project or path.parent.parent.name, path.stem, path, title, paper, protocol, metrics, rows, details)
 
 
-def _metric(check: _Checker, value: Any, where: str) -> Metric:
+def _metric(check: Checker, value: Any, where: str) -> Metric:
     required = {"key", "unit", "higher_is_better", "decimals", "tolerance"}
     data = check.mapping(value, where, _METRIC, required)
     tolerance = check.mapping(data["tolerance"], f"{where}.tolerance", {"abs", "basis"}, {"abs", "basis"})
@@ -198,7 +209,7 @@ def _metric(check: _Checker, value: Any, where: str) -> Metric:
     )
 
 
-def _row(check: _Checker, value: Any, where: str, keys: list[str]) -> Row:
+def _row(check: Checker, value: Any, where: str, keys: list[str]) -> Row:
     data = check.mapping(value, where, _ROW, required={"id", "label", "ours", "overrides", "published", "tier"})
     name = check.text(data, "id", where)
     where = f"rows[{name}]"
@@ -222,6 +233,9 @@ def _row(check: _Checker, value: Any, where: str, keys: list[str]) -> Row:
         check.fail(f"{where}.source", "is missing: every published value names where it was printed")
     if data["tier"] not in TIERS:
         check.fail(f"{where}.tier", f"must be one of {', '.join(TIERS)}, not {data['tier']!r}")
+    needs = check.mapping(data.get("needs") or {}, f"{where}.needs", _NEEDS)
+    if "ram_gb" in needs and check.number(needs["ram_gb"], f"{where}.needs.ram_gb") <= 0:
+        check.fail(f"{where}.needs.ram_gb", "must be above 0")
     scope = check.text(data, "scope", where, default="full")
     if scope != "full" and not scope.startswith("reduced: "):
         check.fail(f"{where}.scope", f"must be 'full' or 'reduced: what', not {scope!r}")
@@ -234,62 +248,21 @@ def _row(check: _Checker, value: Any, where: str, keys: list[str]) -> Row:
         args=check.mapping(data.get("args") or {}, f"{where}.args", None),
         published=numbers,
         source=source,
-        needs=check.mapping(data.get("needs") or {}, f"{where}.needs", {"gpus", "vram_gb", "hours", "data", "weights"}),
+        needs=needs,
         tier=data["tier"],
         scope=scope,
         note=check.text(data, "note", where, default=""),
         blocked=check.text(data, "blocked", where, default=""),
         after=check.text(data, "after", where, default=""),
+        against=check.text(data, "against", where, default=""),
+        lacks=_known(check, data.get("lacks") or [], f"{where}.lacks", keys),
     )
 
 
-def _nearest(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names) or 'none'}"
-
-
-class _Checker:
-    """Checks with messages that name the file and the place."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def fail(self, where: str, what: str) -> None:
-        raise TableError(f"{self.path}: {where} {what}")
-
-    def mapping(
-        self, value: Any, where: str, known: set[str] | None, required: set[str] | frozenset[str] = frozenset()
-    ) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            self.fail(where, f"must be a mapping, not {type(value).__name__}")
-        for key in value:
-            if known is not None and key not in known:
-                self.fail(where, f"has an unknown key {key!r}{_nearest(str(key), sorted(known))}")
-        missing = sorted(required - set(value))
-        if missing:
-            self.fail(where, f"lacks {', '.join(missing)}")
-        return value
-
-    def entries(self, data: dict[str, Any], key: str) -> list[Any]:
-        if not isinstance(data[key], list) or not data[key]:
-            self.fail(key, "must be a list with at least one entry")
-        return data[key]
-
-    def text(self, data: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:
-        value = data.get(key, default)
-        if not isinstance(value, str) or (not value and default is None):
-            self.fail(f"{where}.{key}", f"must be a text, not {value!r}")
-        return str(value)
-
-    def number(self, value: Any, where: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            self.fail(where, f"must be a number, not {value!r}")
-        return value
-
-    def unique(self, names: list[str], where: str) -> None:
-        for name in names:
-            if names.count(name) > 1:
-                self.fail(where, f"has {name!r} twice")
+def _known(check: Checker, names: Any, where: str, keys: list[str]) -> tuple[str, ...]:
+    if not isinstance(names, list) or any(name not in keys for name in names):
+        check.fail(where, f"must be a list of this table's metrics, not {names!r}")
+    return tuple(names)
 
 
 def find_tables(projects: Path, pattern: str | None = None) -> list[Path]:
@@ -309,5 +282,5 @@ def load_table(projects: Path, ref: str) -> Table:
     path = projects / project / "tables" / f"{name}.yaml"
     if not name or not path.is_file():
         known = [f"{p.parent.parent.name}/{p.stem}" for p in find_tables(projects)]
-        raise UserError(f"no table {ref!r}{_nearest(ref, known)}\nlist them with: python tools/reproduce.py list")
+        raise UserError(f"no table {ref!r}{nearest(ref, known)}\nlist them with: python tools/reproduce.py list")
     return read_table(path, project)

@@ -194,3 +194,97 @@ def short():
         return text
 
     return check
+
+
+@pytest.fixture(scope="session")
+def put():
+    """`put(path, array, affine)` writes a NIfTI file whose voxels are 1 x 1 x 2 mm, and its folder."""
+    import nibabel as nib
+    import numpy as np
+
+    def write(path: Path, array, affine=None) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.0, 2.0, 1.0]) if affine is None else affine), path)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def two_blocks(put, tmp_path_factory):
+    """A set in nnU-Net's layout: c0 to c4 for training, t0 for the test, 12 x 10 x 8 voxels, two blocks to find.
+
+    Tests copy it; `image` and `label` (x, y, z) are what every case begins with.
+    """
+    import numpy as np
+
+    class Blocks:
+        root = tmp_path_factory.mktemp("blocks") / "good"
+        label = np.zeros((12, 10, 8), np.uint8)
+        label[2:6, 2:6, 2:5], label[7:10, 5:9, 3:7] = 1, 2
+        image = (np.random.default_rng(0).normal(50, 9, label.shape) + 30 * label).astype(np.float32)
+
+    for part, case in [("Tr", f"c{n}") for n in range(5)] + [("Ts", "t0")]:
+        put(Blocks.root / f"images{part}" / f"{case}_0000.nii.gz", Blocks.image + len(case) + ord(case[1]) % 7)
+        put(Blocks.root / f"labels{part}" / f"{case}.nii.gz", Blocks.label)
+    labels = {"background": 0, "liver": 1, "spleen": 2}
+    values = {"channel_names": {"0": "MR"}, "labels": labels, "numTraining": 5, "file_ending": ".nii.gz"}
+    (Blocks.root / "dataset.json").write_text(json.dumps(values))
+    return Blocks
+
+
+@pytest.fixture(scope="session")
+def small_net() -> list[str]:
+    """A plain U-Net of two levels for `two_blocks`, trained for a step; `dataset.root` is to be given."""
+    return [
+        *("+project=asm_unet", "backbone=none", "encoder.features=[4,8]", "encoder.convs_per_stage=1"),
+        *("model.network.decoder_convs=1", "model.mirror_tta=false", "dataset=nnunet_folder"),
+        *("dataset.patch_size=[8,8,8]", "dataset.spacing=[2,1,1]", "dataset.strides=[[1,1,1],[1,2,2]]"),
+        *("recipe.steps=1", "recipe.batch_size=2", "recipe.num_workers=0", "callbacks.save_every_steps=1"),
+        *("recipe.evaluations.volume.protocol.hd95=false", "recipe.evaluations.volume.protocol.nsd=false"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def whole_tree():
+    """`whole_tree(folder)` is what lies in it, with sizes and times: equal if nothing was written or lost."""
+
+    def look(folder: Path) -> dict[str, tuple[int, int]]:
+        found = {path: path.lstat() for path in sorted(folder.rglob("*"))}
+        return {str(path): (state.st_size, state.st_mtime_ns) for path, state in found.items() if path.is_file()}
+
+    return look
+
+
+@pytest.fixture(scope="session")
+def as_others():
+    """Python for `before`: from there on a tool run by root obeys permissions as any other user does."""
+    if sys.platform != "linux":
+        pytest.skip("capabilities are Linux's")
+    return """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+head, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+assert libc.capget(head, sets) == 0
+sets[0] &= ~0b110  # of the effective ones: CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+assert libc.capset(head, sets) == 0
+"""
+
+
+@pytest.fixture(scope="session")
+def full_disk():
+    """`full_disk("module", "function", nth)` is Python for `before`: the nth call finds the disk full."""
+
+    def text(module: str, name: str, nth: int) -> str:
+        return f"""
+import {module} as module
+real, calls = module.{name}, []
+def full(*arguments, **options):
+    calls.append(1)
+    if len(calls) == {nth}:
+        path = next(str(a) for a in arguments if "/" in str(a) and len(str(a)) < 500)
+        raise OSError(28, "No space left on device", path)
+    return real(*arguments, **options)
+module.{name} = full
+"""
+
+    return text

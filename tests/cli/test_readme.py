@@ -1,6 +1,7 @@
 """Every command of the README is run: shrunk by overrides, otherwise as printed. `make` ones are run from a clone."""
 
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -49,8 +50,8 @@ def shrink(words, folder):
         if "music_flamingo" in text
         else list(TINY_SEG)
     )
-    if "nnunet_folder" in text:
-        extra = ["encoder.features=[4,8,16,20,24]" if e.startswith("encoder.features") else e for e in extra]
+    if "nnunet_folder" in text:  # the plan has as many levels as the volumes allow
+        extra = ["encoder.features=[4,8,16,20]" if e.startswith("encoder.features") else e for e in extra]
     elif "asm_unet" in text:
         extra += ["dataset.downsample=4", "compare=null"]
     if "backbone=none" in text:
@@ -147,6 +148,23 @@ def nnunet_folder(folder):
     return folder
 
 
+def prepare_volumes(text, words, tmp_path, run_tool):
+    """What the commands about volumes find where they look, and their words with these places."""
+    data = nnunet_folder(tmp_path / "Dataset042_Liver")
+    if "plan=auto" in text:
+        done = run_tool("plan", f"dataset.root={data}", "gpu_memory_gb=1")
+        assert done.returncode == 0, done.stderr
+    scans, masks = tmp_path / "scans", tmp_path / "predictions"
+    shutil.copytree(data / "imagesTr", scans)
+    if "predictions=" in text:
+        shutil.copytree(data / "labelsTr", masks)
+        shutil.copytree(data / "labelsTr", data / "labelsTs")
+    if "nnUNetTrainer__" in text:
+        path = Path(__file__).parents[1] / "projects" / "asm_unet" / "test_from_nnunet.py"
+        runpy.run_path(str(path))["checkpoint"](tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres")
+    return [w.replace("/data/Dataset042_Liver", str(data)).replace("/data/scans", str(scans)) for w in words]
+
+
 def text_folder(folder):
     folder.mkdir()
     for number in range(40):
@@ -178,10 +196,8 @@ def test_command(command, run_tool, request, tmp_path, world, need_asset):
     if "scan.nii.gz" in text:
         scan = nnunet_folder(tmp_path / "data") / "imagesTr" / "liver_0_0000.nii.gz"
         words = [w.replace("scan.nii.gz", str(scan)) for w in words]
-    if "Dataset042_Liver" in text:
-        data = nnunet_folder(tmp_path / "Dataset042_Liver")
-        words = [w.replace("/data/Dataset042_Liver", str(data)) for w in words]
-        words = [w.replace("[64,128,128]", "[32,32,32]") for w in words]
+    if "Dataset042_Liver" in text or "/data/scans" in text or "nnUNetTrainer__" in text:
+        words = prepare_volumes(text, words, tmp_path, run_tool)
     if "=FOLDER" in text:
         folder = text_folder(tmp_path / "texts")
         words = [w.replace("=FOLDER", f"={folder}") for w in words]

@@ -287,6 +287,18 @@ def test_compared_runs_stand_beside_it(tool, tiny, tmp_path):
     assert other["metrics"]["test/bits_per_byte"] != one["metrics"]["test/bits_per_byte"]
 
 
+def test_a_compared_run_of_another_part_does_not_inherit_its_numbers(tool, tiny, tmp_path):
+    folder = tmp_path / "run"
+    job = tool(
+        *("train", *tiny, "recipe.run=[text]", f"paths.run_dir={folder}"),
+        *("+compare.hybrid=['backbone=hybrid_tiny']", "+compare.none=['backbone=none']"),
+    )
+    assert job.returncode == 0, job.stderr
+    assert "compared run none is left out: " in job.stdout
+    assert json.loads((folder / "compare" / "hybrid" / "result.json").read_text())["metrics"]
+    assert json.loads((folder / "result.json").read_text())["metrics"]
+
+
 def test_evaluating_on_the_way_changes_nothing(tool, tiny, whole, tmp_path):
     folder = tmp_path / "run"
     job = tool("train", *tiny, f"paths.run_dir={folder}", "recipe.stages.text.eval_every=2")
