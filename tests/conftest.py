@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -129,3 +129,85 @@ def need_asset() -> Callable[[str], Path]:
         return assets.asset_path(name)
 
     return need
+
+
+@pytest.fixture(scope="session")
+def brain_pieces(need_asset) -> Callable[..., Iterator[tuple]]:
+    """`brain_pieces((x, y, z), classes)` yields ever other boxes of the ICBM152 template: image, label and affine.
+
+    The image is the T1 in 0 to 255; the label holds all of 0 to `classes`: its tissue (CSF, grey, white matter), for
+    more classes numbered by where in the box it lies. Axes are (x, y, z), 1 mm, RAS.
+    """
+    import nibabel as nib
+    import numpy as np
+
+    folder = need_asset("icbm152")
+    t1, gm, wm = (nib.load(next(folder.glob(f"*_{kind}_tal*"))) for kind in ("t1", "gm", "wm"))
+    image = np.asarray(t1.dataobj, dtype=np.float32)
+    parts = [np.asarray(part.dataobj, dtype=np.float32) / 255 for part in (gm, wm)]
+    tissue = np.where(image > 0, 1 + np.argmax(np.stack([1 - sum(parts), *parts]), axis=0), 0)
+
+    def cut(size: tuple[int, int, int], classes: int = 3) -> Iterator[tuple]:
+        for y in range(40, 190, 7):
+            corner = (70, y, 70)
+            box = tuple(slice(a, a + n) for a, n in zip(corner, size, strict=True))
+            label = tissue[box].copy()
+            if classes > 3:
+                quarter = np.indices(size)[0] * 5 // size[0]  # five slabs of three tissues are fifteen
+                label = np.where(label > 0, 1 + (label - 1 + 3 * quarter) % classes, 0)
+            label[0, 0, 0] = 0
+            affine = t1.affine.copy()
+            affine[:3, 3] += affine[:3, :3] @ corner
+            if set(np.unique(label)) == set(range(classes + 1)):
+                yield image[box], label.astype(np.uint8), affine
+
+    return cut
+
+
+@pytest.fixture(scope="session")
+def challenge_tree(brain_pieces) -> Callable[..., Path]:
+    """`challenge_tree(folder, "acdc", "download", cases)` lays real anatomy out as a data set's files do.
+
+    Layouts: `download`, `training` (from that folder on), `flat` and `nnunet`. For ACDC a case is a patient's number.
+    """
+
+    def lay_out(root: Path, kind: str, layout: str, cases: Sequence[int]) -> Path:
+        import nibabel as nib
+        import numpy as np
+
+        size = {"acdc": (24, 28, 8), "synapse": (24, 28, 16)}[kind]
+        pieces = brain_pieces(size, {"acdc": 3, "synapse": 13}[kind])
+        spacing = np.diag([1, 1, 5.0 if kind == "acdc" else 2.0, 1])
+
+        def put(image: Path, label: Path) -> None:
+            values, classes, affine = next(pieces)
+            if kind == "synapse":
+                values = values * 4 - 400  # a range like that of HU
+            for path, array in ((image, values), (label, classes)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                nib.save(nib.Nifti1Image(array, affine @ spacing), path)
+
+        def ours(case: str) -> None:
+            put(root / "imagesTr" / f"{case}_0000.nii.gz", root / "labelsTr" / f"{case}.nii.gz")
+
+        for case in cases:
+            if kind == "synapse":
+                inside = {"download": "RawData/Training", "training": "Training"}.get(layout, "")
+                split = ("", "") if layout == "flat" else ("img", "label")
+                where = [root / inside / part for part in split]
+                image, label = (f / f"{n}{case:04d}.nii.gz" for f, n in zip(where, ("img", "label"), strict=True))
+                ours(f"img{case:04d}") if layout == "nnunet" else put(image, label)
+                continue
+            patient, frames = f"patient{case:03d}", (1, 8 + case % 5)
+            part = {"download": "testing" if case > 100 else "training", "training": "training"}.get(layout, "")
+            folder = root / ("database" if layout == "training" else "") / part / patient
+            for frame in frames:
+                name = f"{patient}_frame{frame:02d}"
+                ours(name) if layout == "nnunet" else put(folder / f"{name}.nii.gz", folder / f"{name}_gt.nii.gz")
+            if layout != "nnunet":
+                lines = [f"ED: {frames[0]}", f"ES: {frames[1]}", "Group: DCM", "Height: 170.0", "NbFrame: 30"]
+                (folder / "Info.cfg").write_text("\n".join(lines) + "\n")
+                (folder / f"{patient}_4d.nii.gz").write_text("the whole series, which is not read")
+        return root
+
+    return lay_out

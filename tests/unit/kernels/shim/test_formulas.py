@@ -1,16 +1,8 @@
-"""The shim: research scripts, run as they are, against formulas of their own."""
+"""Research scripts under the shim, against formulas of their own."""
 
-import importlib
-import os
-import subprocess
-import sys
 import textwrap
 
 import pytest
-import torch
-import torch.nn.functional as F
-
-RUN = ["-W", "error::RuntimeWarning:runpy", "-m", "bestiary.kernels.shim"]
 
 # What the scripts compare with: written for them, from the equations, nothing of ours.
 FORMULAS = '''
@@ -353,21 +345,9 @@ print("all equal")
 """
 
 
-@pytest.fixture
-def run(tmp_path, root, clean_env):
-    """`run(text, *args)` writes a script beside the formulas and runs it under the shim."""
-
-    def start(text, *args, options=(), env=None):
-        (tmp_path / "formulas.py").write_text(FORMULAS)
-        (tmp_path / "script.py").write_text(text)
-        command = [sys.executable, *RUN, *options, str(tmp_path / "script.py"), *map(str, args)]
-        return launch(command, tmp_path, clean_env(**{"PYTHONPATH": str(root / "src")} | (env or {})))
-
-    return start
-
-
-def launch(command, cwd, env):
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+@pytest.fixture(autouse=True)
+def formulas(tmp_path):
+    (tmp_path / "formulas.py").write_text(FORMULAS)
 
 
 def calls(stderr):
@@ -420,169 +400,3 @@ def test_backend_of_the_report_is_the_one_that_ran(run):
     """
     result = run(textwrap.dedent(text), env={"BESTIARY_KERNELS": "reference"})
     assert calls(result.stderr) == {"selective_scan_fn": {"reference": 2}}
-
-
-SCRIPT = """
-import sys, os
-import bestiary.kernels.shim as shim, bestiary.kernels.shim.__main__ as twin
-print(__name__, sys.argv, sys.path[0], sys.modules["__main__"].__dict__ is globals())
-import causal_conv1d, mamba_ssm
-import mamba_ssm as again
-print(causal_conv1d.__version__, again is mamba_ssm, shim.installed())
-print([m for m in sys.modules if "shim" in m and m.endswith("__main__")])
-try: import mamba_ssm.modules.mamba3
-except ModuleNotFoundError as error: print(error)
-try: mamba_ssm.nothing
-except AttributeError as error: print(error)
-sys.exit(7)
-"""
-
-
-def test_a_script_runs_as_if_python_ran_it(run, tmp_path):
-    result = run(SCRIPT, "--lr", "1e-3", "-m")
-    assert result.returncode == 7, result.stderr
-    lines = result.stdout.splitlines()
-    script = str(tmp_path / "script.py")
-    assert lines[0] == f"__main__ {[script, '--lr', '1e-3', '-m']} {tmp_path} True"
-    assert lines[1].startswith("1.6.0+bestiary True ('mamba_ssm', 'causal_conv1d'")
-    assert lines[2] == "['bestiary.kernels.shim.__main__']"
-    assert "mamba3" in lines[3]
-    assert "nothing" in lines[4]
-    assert "no function of the shim was called" in result.stderr
-    assert "Warning" not in result.stderr
-
-
-def test_a_failing_script_shows_its_traceback_and_the_report(run):
-    result = run("import mamba_ssm\nraise KeyError('mine')\n")
-    assert result.returncode == 1
-    assert "KeyError: 'mine'" in result.stderr
-    assert "bestiary shim: stood in for" in result.stderr
-
-
-def test_modules_run_too(tmp_path, root, clean_env):
-    package = tmp_path / "research"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "train.py").write_text("import sys, mamba_ssm\nprint(__name__, __package__, sys.argv[1:], sys.path[0])")
-    (package / "broken.py").write_text("import not_there_at_all")
-    env = clean_env(PYTHONPATH=str(root / "src"))
-    result = launch([sys.executable, *RUN, "-m", "research.train", "a", "-b"], tmp_path, env)
-    assert result.stdout == f"__main__ research ['a', '-b'] {tmp_path}\n", result.stderr
-    for name, problem in (("research", "without __main__"), ("research.nope", "no module"), ("nope.nope", "no module")):
-        result = launch([sys.executable, *RUN, "-m", name], tmp_path, env)
-        assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.stderr
-        assert problem in result.stderr
-    result = launch([sys.executable, *RUN, "-m", "research.broken"], tmp_path, env)
-    assert result.returncode == 1
-    assert "No module named 'not_there_at_all'" in result.stderr
-
-
-@pytest.mark.parametrize("arguments", [[], ["--force"], ["-m"], ["--nope", "x.py"], ["missing.py"], ["."]], ids=str)
-def test_bad_usage_is_one_line(arguments, tmp_path, root, clean_env):
-    env = clean_env(PYTHONPATH=str(root / "src"))
-    result = launch([sys.executable, *RUN, *arguments], tmp_path, env)
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert result.stderr.startswith("bestiary shim: ")
-    assert result.stderr.count("\n") == 1
-
-
-def test_what_can_be_imported_is_left_alone(run, tmp_path, root):
-    real = tmp_path / "site"
-    (real / "causal_conv1d").mkdir(parents=True)
-    (real / "causal_conv1d" / "__init__.py").write_text("__version__ = 'real'\n")
-    (real / "selective_scan_cuda.py").write_text("raise OSError('undefined symbol: _ZN3c10')\n")
-    text = "import causal_conv1d, selective_scan_cuda, sys\nprint(causal_conv1d.__version__, selective_scan_cuda.fwd)"
-    env = {"PYTHONPATH": os.pathsep.join([str(real), str(root / "src")])}
-    result = run(text, env=env)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("real <function scan_fwd")
-    result = run(text, options=["--force"], env=env)
-    assert result.stdout.startswith("1.6.0+bestiary <function scan_fwd"), result.stderr
-
-
-def test_install_and_uninstall():
-    from bestiary.kernels import shim
-
-    before = [name for name in shim.TOP_LEVEL if name in sys.modules]
-    if before:
-        pytest.skip(f"imported already: {before}")
-    try:
-        names = shim.install()
-        assert set(names) <= set(shim.TOP_LEVEL)
-        assert shim.install() == names
-        assert sum(type(finder).__name__ == "_Finder" for finder in sys.meta_path) == 1
-        if "mamba_ssm" in names:
-            from mamba_ssm.modules.mamba_simple import Mamba
-
-            assert Mamba.__module__ == "bestiary.kernels.shim.mamba"
-    finally:
-        shim.uninstall()
-    assert not shim.installed()
-    if "mamba_ssm" in names:
-        with pytest.raises(ModuleNotFoundError):
-            importlib.import_module("mamba_ssm")
-
-
-def test_every_name_of_the_table_exists():
-    """And has the calls of upstream: the shim's names are resolved one by one."""
-    from bestiary.kernels.shim.names import MODULES, OUTSIDE
-
-    for module, names in MODULES.items():
-        for name, where in names.items():
-            home, _, own = where.partition(":")
-            home = home if home in OUTSIDE else f"bestiary.kernels.{home}"
-            assert hasattr(importlib.import_module(home), own or name), f"{module}.{name}"
-
-
-@pytest.mark.parametrize("rms", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_norms_with_residual(rms, dtype):
-    from bestiary.kernels.shim import norms
-
-    torch.manual_seed(0)
-    x, residual = torch.randn(2, 5, 8, dtype=dtype), torch.randn(2, 5, 8)
-    w, b = torch.randn(8), torch.randn(8)
-    total = x.float() + residual
-    if rms:
-        want = total / torch.sqrt(total.square().mean(-1, keepdim=True) + 1e-3) * w + b
-    else:
-        want = F.layer_norm(total, (8,), w, b, 1e-3)
-    both = [(norms.rms_norm_fn, norms.rms_norm_fn_v1), (norms.layer_norm_fn, norms.layer_norm_fn_v1)][not rms]
-    for function in both:
-        y, kept = function(x, w, b, residual=residual, eps=1e-3, prenorm=True, residual_in_fp32=True)
-        assert (y.dtype, kept.dtype) == (dtype, torch.float32)
-        torch.testing.assert_close(y.float(), want, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-2)
-        torch.testing.assert_close(kept, total)
-        assert function(x, w, b, prenorm=True)[1].dtype == dtype
-        assert function(x, w, b, prenorm=True, residual_in_fp32=True)[1].dtype == torch.float32
-    if rms:
-        module = norms.RMSNorm(8, eps=1e-3)
-        torch.testing.assert_close(
-            module(x, residual).float(), ((want - b) / w).to(dtype).float(), rtol=1e-2, atol=1e-2
-        )
-        assert list(dict(module.named_parameters())) == ["weight"]
-
-
-@pytest.mark.parametrize("before", [False, True])
-@pytest.mark.parametrize("rms", [False, True])
-@pytest.mark.parametrize("group", [None, 4])
-def test_gated_norms(group, rms, before):
-    from bestiary.kernels.shim import norms
-
-    torch.manual_seed(0)
-    x, z = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
-    module = (norms.GatedRMSNorm if rms else norms.GatedLayerNorm)(
-        8, eps=1e-3, group_size=group, norm_before_gate=before
-    )
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(torch.randn_like(p))
-    t = x if before else x * F.silu(z)
-    t = t.reshape(2, 5, -1, group or 8)
-    t = t if rms else t - t.mean(-1, keepdim=True)
-    want = (t / torch.sqrt(t.square().mean(-1, keepdim=True) + 1e-3)).reshape(2, 5, 8) * module.weight
-    want = want if rms else want + module.bias
-    want = want * F.silu(z) if before else want
-    torch.testing.assert_close(module(x, z), want, rtol=1e-5, atol=1e-5)
-    assert [n for n, _ in module.named_parameters()] == (["weight"] if rms else ["weight", "bias"])
