@@ -3,9 +3,6 @@
 import csv
 import json
 import math
-import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -28,14 +25,6 @@ TINY = [
     "{_target_: bestiary.shared.rl.rewards.shaping.OverlongPenalty, max_tokens: 12, cache_tokens: 11}]",
 ]
 HYBRID = ["backbone=hybrid_tiny"]
-
-
-@pytest.fixture(autouse=True)
-def gpu():
-    import torch
-
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU here")
 
 
 def rows(folder, key):
@@ -67,28 +56,13 @@ def test_sampling_and_scoring_agree(run_tool, tmp_path, change, most):
     assert all(math.isfinite(x) for x in rows(tmp_path / "run", "train/surrogate"))
 
 
-KILLED = """
-import builtins, os, runpy, signal, sys
-said = builtins.print
-def spoken(*words, **options):
-    said(*words, **options)
-    if "grpo 3/4" in " ".join(map(str, words)):
-        os.kill(os.getpid(), signal.SIGKILL)
-builtins.print = spoken
-sys.argv[:] = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def test_a_run_goes_on_where_rollouts_are_in_use(run_tool, root, clean_env, tmp_path):
+def test_a_run_goes_on_where_rollouts_are_in_use(run_tool, train_until, tmp_path):
     """Steps 3 and 4 learn from the same rollouts, which the checkpoint between them holds."""
     from safetensors.torch import load_file
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     args = [*TINY, "trainer.precision=32-true"]
-    command = [sys.executable, "-c", KILLED, str(root / "tools" / "train.py"), *args, f"paths.run_dir={broken}"]
-    killed = subprocess.run(command, cwd=tmp_path, env=clean_env(), capture_output=True, text=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    train_until("grpo 3/4", *args, f"paths.run_dir={broken}")
     for folder in (whole, broken):
         done = run_tool("train", *args, f"paths.run_dir={folder}", timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
