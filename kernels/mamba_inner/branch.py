@@ -142,8 +142,9 @@ def scan_inputs(
         )
         if weights.dt_rms_weight is not None:
             delta_BLE = _rms(delta_BLE, weights.dt_rms_weight, eps)
-        B = _input_map(weights.B, maps, weights.B_proj_bias, weights.b_rms_weight, eps)
-        C = _input_map(weights.C, maps, weights.C_proj_bias, weights.c_rms_weight, eps)
+        first, last_map = (maps[0], maps[-1]) if maps else (None, None)
+        B = _input_map(weights.B, first, weights.B_proj_bias, weights.b_rms_weight, eps)
+        C = _input_map(weights.C, last_map, weights.C_proj_bias, weights.c_rms_weight, eps)
     return ScanInputs(u_BEL, delta_BLE.transpose(1, 2), B, C), last
 
 
@@ -321,19 +322,20 @@ def _precision(like: torch.Tensor, full: bool):
 
 def _input_map(
     given: torch.Tensor | None,
-    maps: list[torch.Tensor],
+    projected: torch.Tensor | None,
     bias: torch.Tensor | None,
     rms_weight: torch.Tensor | None,
     eps: float,
 ) -> torch.Tensor:
-    """B or C: as given, or the next of the projected ones as (B, N, L), a view where nothing is done to it."""
+    """B or C: as given, or the projected one (B, L, N) as (B, N, L), a view where nothing is done to it."""
     if given is not None:
         if rms_weight is None:
             return given
         if given.ndim < 3:
             raise ValueError("mamba_inner_fn: a constant B or C cannot be RMS-normalised")
         return _rms(given.transpose(-1, -2), rms_weight, eps).transpose(-1, -2)
-    value_BLN = maps.pop(0)
+    assert projected is not None
+    value_BLN = projected
     if bias is not None:
         value_BLN = value_BLN + bias.to(value_BLN.dtype)
     if rms_weight is not None:

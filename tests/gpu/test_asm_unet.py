@@ -40,7 +40,7 @@ def outputs(model, image, autocast=False):
         found = model.network(image)
     logits = list(found) if isinstance(found, (list, tuple)) else [found]
     sum(one.float().square().mean() for one in logits).backward()
-    grads = {n: p.grad.float().cpu() for n, p in model.named_parameters() if p.grad is not None}
+    grads = {n: p.grad.float().cpu().clone() for n, p in model.named_parameters() if p.grad is not None}
     return [one.detach().float().cpu() for one in logits], grads
 
 
