@@ -102,7 +102,8 @@ def _verdict(d: Difference) -> str:
 
 def note(comparisons: Sequence[Comparison]) -> str:
     """How to read comparisons."""
-    chance = f"{len(comparisons)} comparisons, so expect {len(comparisons) / 20:.1f} such verdicts by chance"
+    n = len(comparisons)
+    chance = f"{n} comparison{'s' if n != 1 else ''}, so expect {n / 20:.2g} such verdicts by chance"
     return (
         "Differences are means over seeds and structures; the interval is a paired bootstrap over both. Outside noise: "
         f"neither it nor Student's 95 % interval over the seeds holds 0 ({chance}). ± is half of Student's interval."
