@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bestiary.shared.core.checkpoint import aside_of, write_json
-from bestiary.shared.core.errors import UserError, require
+from bestiary.shared.core.errors import UserError
 from bestiary.shared.core.specs import DataSpec
+from bestiary.shared.data.nifti_open import open_nifti
 from bestiary.shared.data.nnunet_description import read_dataset_json
 
 COLUMNS = ("case", "class_id", "class_name", "voxels", "volume_ml")
@@ -133,8 +133,7 @@ def file_identity(paths: Sequence[Path]) -> str:
 
 def made_from(label: Path) -> str:
     """What :func:`~bestiary.shared.data.preprocess.write_label` noted; empty for a file that cannot be read."""
-    nibabel: Any = require("nibabel", "medical")
     try:
-        return bytes(nibabel.load(label).header["descrip"]).rstrip(b"\0").decode("ascii", "replace")
-    except Exception:  # nibabel raises many kinds for a damaged file
+        return bytes(open_nifti(label).header["descrip"]).rstrip(b"\0").decode("ascii", "replace")
+    except UserError:
         return ""
