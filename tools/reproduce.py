@@ -29,7 +29,7 @@ from pathlib import Path
 # The package is found from any folder and before any install.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from bestiary.shared.core.command_line import at_least_one, positive
+from bestiary.shared.core.command_line import at_least_one, positive, short_answers
 from bestiary.shared.core.errors import UserError
 from bestiary.shared.results import check, join, measured, render, runs, tables
 
@@ -193,7 +193,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    try:
+    with short_answers():
         if args.verb == "list":
             return show_list(args.root)
         if args.verb == "show":
@@ -205,12 +205,6 @@ def main(argv: list[str] | None = None) -> int:
         if args.verb == "adopt":
             return adopt(args.root, args.project)
         return report(args.root, args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed: pip install -e '.[zoo]'", file=sys.stderr)
-        return UserError.exit_code
 
 
 if __name__ == "__main__":

@@ -21,8 +21,7 @@ from pathlib import Path
 # The package is found from any folder and before any install.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from bestiary.shared.core.command_line import at_least_one, positive
-from bestiary.shared.core.errors import UserError
+from bestiary.shared.core.command_line import at_least_one, positive, short_answers
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,7 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    try:
+    with short_answers():
         from bestiary.shared.results.sweep_runs import Results, plan, run_sweep, summary
         from bestiary.shared.results.sweeps import read_sweep
 
@@ -69,12 +68,6 @@ def main(argv: list[str] | None = None) -> int:
             print("stopped; the same command goes on from here", file=sys.stderr)
             return 130
         return int(summary(sweep, planned, results, out) > 0)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed: pip install -e '.[zoo]'", file=sys.stderr)
-        return UserError.exit_code
 
 
 if __name__ == "__main__":

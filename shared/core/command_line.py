@@ -176,7 +176,19 @@ def positive(text: str) -> float:
 
 EXTRA_OF = {
     **dict.fromkeys(
-        ("hydra", "omegaconf", "lightning", "torch", "numpy", "safetensors", "rich", "transformers"), "zoo"
+        (
+            "hydra",
+            "omegaconf",
+            "yaml",
+            "lightning",
+            "torch",
+            "numpy",
+            "safetensors",
+            "rich",
+            "transformers",
+            "matplotlib",
+        ),
+        "zoo",
     ),
     **dict.fromkeys(("monai", "nibabel", "scipy"), "medical"),
     **dict.fromkeys(("gguf", "sentencepiece", "jinja2"), "text"),
